@@ -1,0 +1,215 @@
+"""Every setting of a run, typed, with its default and its source, checked whole before anything starts.
+
+A recipe is a short YAML of the settings that differ from the defaults here; `load` lays
+`key=value` overrides over it. Tags in the descriptions: [paper] VerIPO, arXiv 2505.19000;
+[mm-eureka] the trainer its authors built on; [ours] a decision of this project.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from veripo_ray.records import Family
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+DType = Literal["float32", "bfloat16"]
+
+
+class Settings(BaseModel):
+    """A closed, immutable section: an unknown setting is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class TinyWorldData(Settings):
+    """Questions of the tiny world, written into the run's folder when a run starts."""
+
+    train: Count = 512
+    heldout: Count = 400
+    seed: int = 0
+
+
+class Data(Settings):
+    """Where questions come from: either files or the tiny world."""
+
+    train: Path | None = None
+    heldout: Path | None = None
+    tinyworld: TinyWorldData | None = None
+    format: Literal["auto", "veripo", "video_r1", "veripo_paper", "openrlhf", "parquet"] = "auto"
+    video_root: Path | None = Field(None, description="relative video paths start here")
+    max_bad_share: Fraction = Field(0.1, description="stop when more of the questions are unusable")
+
+
+class Video(Settings):
+    """How a clip is sampled from a file [paper: evaluation settings]."""
+
+    fps: Positive = 2.0
+    max_frames: Count = 128
+    max_pixels: Count = Field(200_704, description="a frame, after resizing")
+    min_pixels: Count = 3_136
+    decode_timeout_s: Positive = 60.0
+
+
+class Prompt(Settings):
+    """Which texts ask the question: a name of veripo_ray/prompts or a file of the user's."""
+
+    template: str = "veripo"
+
+
+class Rollout(Settings):
+    """vLLM workers that sample."""
+
+    workers: Count = 1
+    group_size: Annotated[int, Field(ge=2)] = 8  # [paper]
+    temperature: Positive = 1.0  # [paper]
+    max_tokens: Count = 2048
+    max_model_len: Count = 20_480
+    max_num_seqs: Count = 128
+    kv_cache_gb: Positive = 1.0
+    gpu_memory_utilization: Fraction = 0.85
+    tensor_parallel: Count = 1
+    dtype: DType = "bfloat16"
+
+
+class Learner(Settings):
+    """DeepSpeed ranks that train."""
+
+    ranks: Count = 1
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    dtype: DType = "bfloat16"
+    micro_batch_tokens: Count = Field(16_384, description="packed tokens of one forward")
+    grad_clip: Positive = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    gradient_checkpointing: bool = False
+
+
+class Grpo(Settings):
+    """One GRPO phase. Defaults: GRPO as VerIPO trains it."""
+
+    questions: Count | None = Field(None, description="questions a phase; None: all that are left")
+    rollout_batch: Count = Field(64, description="questions sampled with one policy version [paper]")
+    train_batch: Count = Field(64, description="questions an optimiser step [paper: 128, then 64]")
+    epochs: Count = Field(1, description="passes over a rollout batch")
+    lr: Positive = 1e-6  # [paper]; 5e-7 in the second phase
+    clip_low: Positive = 0.2
+    clip_high: Positive = 0.2  # DAPO: 0.28
+    ratio: Literal["token", "sequence"] = Field("token", description="'sequence' is GSPO")
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
+        "sequence_mean", description="'token_mean' is DAPO, 'constant' (over max_tokens) Dr.GRPO"
+    )
+    advantage: Literal["normalised", "centred"] = Field(
+        "normalised", description="(r - mean) / std [mm-eureka]; 'centred' (r - mean) is Dr.GRPO"
+    )
+    kl_coef: Annotated[float, Field(ge=0)] = 0.0  # [mm-eureka]
+    filter_groups: bool = Field(True, description="leave out groups that are all right or all wrong")
+
+
+class Dpo(Settings):
+    """One DPO phase on the pairs of the phase before it."""
+
+    batch_pairs: Count = 32  # [paper]
+    lr: Positive = 5e-7  # [paper]
+    beta: Positive = 0.1  # [paper]
+    epochs: Count = 1
+    nll_coef: Annotated[float, Field(ge=0)] = 0.0  # [ours]
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    shard_pairs: Count = Field(64, description="pairs a shard of the stream")
+    shards_in_flight: Count = Field(4, description="backpressure: shards made but not yet read")
+
+
+class Checks(Settings):
+    """Thresholds of the verifier's checks [ours]."""
+
+    min_think_tokens: Annotated[int, Field(ge=0)] = 8
+    max_think_tokens: Count = 4096
+    repetition_ngram: Count = 8
+    max_repetition: Fraction = Field(0.2, description="share of tokens inside repeated n-grams")
+    numeric_correct: Fraction = Field(0.9, description="mean relative accuracy that counts as right")
+
+
+class Verifier(Settings):
+    """The verifier's endpoint and its judge."""
+
+    judge: Literal["rules"] = "rules"
+    checks: Checks = Checks()
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65_535)] = 8000
+    replicas: Count = 1
+    timeout_s: Positive = 60.0
+    max_items: Count = Field(4096, description="responses in one request")
+    max_body_mb: Positive = 16.0
+
+
+class Pairs(Settings):
+    """How rollouts become preference pairs [ours]."""
+
+    per_question: Count = 2
+    families: dict[Family, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=lambda: dict.fromkeys(Family, 1.0),
+        description="wanted share of each family, relative; 0 leaves it out",
+    )
+    max_length_ratio: Positive = Field(4.0, description="longer side over shorter, in tokens")
+
+
+class Curriculum(Settings):
+    """Which questions the next GRPO phase sees."""
+
+    drop_solved: Fraction = Field(0.8, description="share of the solved questions left out [paper]")
+
+
+class Evaluation(Settings):
+    """Held-out evaluation at the start and after every phase."""
+
+    questions: Count | None = Field(None, description="None: all held-out questions")
+    temperature: Annotated[float, Field(ge=0)] = 1e-6  # [paper]
+    max_tokens: Count = 4096  # [paper]
+    repetition_penalty: Positive = 1.05  # [paper]
+    batch: Count = 128
+
+
+class GrpoPhase(Grpo):
+    """`grpo` section with this phase's own values laid over it."""
+
+    phase: Literal["grpo"] = "grpo"
+
+
+class DpoPhase(Dpo):
+    phase: Literal["dpo"] = "dpo"
+
+
+Phase = Annotated[GrpoPhase | DpoPhase, Field(discriminator="phase")]
+
+
+class Sft(Settings):
+    """The cold start: imitate demonstrations (its own command phase, through Ray Train)."""
+
+    recipe: str | None = None
+
+
+class Run(Settings):
+    """A whole run."""
+
+    model: str = Field(description="'tinyworld' or a folder in Hugging Face layout")
+    output: Path = Path("runs/run")
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    schedule: tuple[Phase, ...] = Field((GrpoPhase(), DpoPhase(), GrpoPhase(lr=5e-7)), min_length=1)
+    data: Data = Data()
+    video: Video = Video()
+    prompt: Prompt = Prompt()
+    rollout: Rollout = Rollout()
+    learner: Learner = Learner()
+    verifier: Verifier = Verifier()
+    pairs: Pairs = Pairs()
+    curriculum: Curriculum = Curriculum()
+    evaluation: Evaluation = Evaluation()
+    checkpoint_every: Count = Field(10, description="optimiser steps between checkpoints")
+    keep_checkpoints: Count = 2
+    max_logprob_gap: Positive | None = Field(
+        None, description="stop above it; None: 1e-4 in float32, 0.3 in bfloat16"
+    )

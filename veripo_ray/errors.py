@@ -1,0 +1,42 @@
+"""Errors a user can act on: what is wrong, the value seen, and the fix."""
+
+from __future__ import annotations
+
+
+class VeripoError(Exception):
+    """Base of every error that is the user's to mend; the command prints it without a traceback."""
+
+    def __init__(self, problem: str, *, fix: str = "") -> None:
+        super().__init__(problem, fix)
+        self.problem = problem
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n  fix: {self.fix}" if self.fix else self.problem
+
+    def __reduce__(self) -> tuple:  # keyword arguments survive a trip between processes
+        return _rebuild, (type(self), self.problem, self.fix)
+
+
+def _rebuild(kind: type[VeripoError], problem: str, fix: str) -> VeripoError:
+    return kind(problem, fix=fix)
+
+
+class ConfigError(VeripoError):
+    """A setting is unknown, of the wrong type, or at odds with another."""
+
+
+class DataError(VeripoError):
+    """A question, a video or a file of them cannot be used."""
+
+
+class CheckpointError(VeripoError):
+    """A model checkpoint is missing, incomplete or of an unsupported family."""
+
+
+class ResourceError(VeripoError):
+    """The machine or the cluster lacks something the run needs."""
+
+
+class PrecisionError(VeripoError):
+    """Rollout worker and learner disagree on the log-probability of the same tokens."""
