@@ -198,7 +198,7 @@ class Run(Settings):
     output: Path = Path("runs/run")
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    schedule: tuple[Phase, ...] = Field((GrpoPhase(), DpoPhase(), GrpoPhase(lr=5e-7)), min_length=1)
+    schedule: tuple[Phase, ...] = Field(min_length=1)
     data: Data = Data()
     video: Video = Video()
     prompt: Prompt = Prompt()
@@ -210,6 +210,73 @@ class Run(Settings):
     evaluation: Evaluation = Evaluation()
     checkpoint_every: Count = Field(10, description="optimiser steps between checkpoints")
     keep_checkpoints: Count = 2
-    max_logprob_gap: Positive | None = Field(
-        None, description="stop above it; None: 1e-4 in float32, 0.3 in bfloat16"
+    max_logprob_gap: Positive = Field(
+        1e-3, description="stop when rollout worker and learner differ by more [ours]"
     )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        problems = [*_data_problems(self.data), *_schedule_problems(self), *_token_problems(self)]
+        if problems:
+            raise ValueError("\n  ".join(problems))
+        return self
+
+
+def _data_problems(data: Data) -> list[str]:
+    if data.tinyworld and (data.train or data.heldout):
+        return ["data: both files and data.tinyworld are set; keep one of them"]
+    if not data.tinyworld and not (data.train and data.heldout):
+        return ["data: set data.train and data.heldout to files of questions, or data.tinyworld"]
+    return []
+
+
+def _schedule_problems(run: Run) -> list[str]:
+    problems, before = [], None
+    for index, phase in enumerate(run.schedule):
+        where = f"schedule.{index}"
+        if phase.phase == "grpo":
+            problems += _grpo_problems(where, phase, run)
+        if phase.phase == "dpo":
+            if before != "grpo":
+                problems.append(f"{where}: a dpo phase needs a grpo phase right before it")
+            if phase.batch_pairs < run.learner.ranks:
+                problems.append(
+                    f"{where}.batch_pairs = {phase.batch_pairs} gives some of the "
+                    f"{run.learner.ranks} learner ranks nothing; make it at least learner.ranks"
+                )
+        before = phase.phase
+    return problems
+
+
+def _grpo_problems(where: str, grpo: GrpoPhase, run: Run) -> list[str]:
+    problems = []
+    if grpo.rollout_batch % grpo.train_batch:
+        problems.append(
+            f"{where}.rollout_batch = {grpo.rollout_batch} is not a multiple of train_batch = "
+            f"{grpo.train_batch}; make it {_next_multiple(grpo.rollout_batch, grpo.train_batch)}"
+        )
+    if grpo.questions and grpo.questions % grpo.rollout_batch:
+        problems.append(
+            f"{where}.questions = {grpo.questions} is not a multiple of rollout_batch = "
+            f"{grpo.rollout_batch}; make it {_next_multiple(grpo.questions, grpo.rollout_batch)}"
+        )
+    if grpo.train_batch < run.learner.ranks:
+        problems.append(
+            f"{where}.train_batch = {grpo.train_batch} gives some of the {run.learner.ranks} "
+            "learner ranks nothing; make it at least learner.ranks"
+        )
+    return problems
+
+
+def _token_problems(run: Run) -> list[str]:
+    longest = max(run.rollout.max_tokens, run.evaluation.max_tokens)
+    if longest >= run.rollout.max_model_len:
+        return [
+            f"rollout.max_model_len = {run.rollout.max_model_len} leaves no room for a prompt before "
+            f"{longest} new tokens; raise it, or lower rollout.max_tokens and evaluation.max_tokens"
+        ]
+    return []
+
+
+def _next_multiple(value: int, of: int) -> int:
+    return -(-value // of) * of
