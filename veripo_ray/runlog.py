@@ -1,0 +1,280 @@
+"""What a run writes about itself: summary.json, metrics.jsonl and TensorBoard events.
+
+All of it can be read while the run goes on and after it was cut short: summary.json is replaced in
+one rename, metrics.jsonl grows by whole lines, and a line torn by a crash is dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time as clock
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from veripo_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+SUMMARY = "summary.json"
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+Natural = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Error = Annotated[float, Field(ge=0, description="one standard error of the mean")]
+
+
+class Entry(BaseModel):
+    """A part of the run's record. Further keys are kept, so that newer runs stay readable."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="strings")
+
+
+class Stage(Entry):
+    """One evaluation on the held-out questions: at the start and after every phase.
+
+    `seconds`, `samples`, `pairs` and `logprob_gap_max` belong to the phase that led here.
+    A share over responses none of which could be decided is None, never 0.
+    """
+
+    iteration: Natural
+    phase: Literal["initial", "sft", "grpo", "dpo"]
+    accuracy: Share
+    inconsistency: Share | None = Field(description="thinking contradicts answer, of those decided")
+    mean_think_tokens: Annotated[float, Field(ge=0)]
+    repetition: Share = Field(description="share of responses that fail the repetition check")
+    format: Share = Field(description="share of well-formed responses")
+    seconds: Seconds = 0.0
+    samples: Natural = Field(0, description="trained rollouts (grpo) or trained pairs (dpo)")
+    pairs: Natural = Field(0, description="pairs made from this phase's rollouts, or trained on")
+    logprob_gap_max: float | None = Field(None, description="max |learner - rollout worker|, nats")
+    correct_and_consistent: Share | None = None
+    n: Natural = Field(0, description="responses evaluated")
+    accuracy_se: Error | None = None
+    inconsistency_se: Error | None = None
+    correct_and_consistent_se: Error | None = None
+    mean_think_tokens_se: Error | None = None
+    repetition_se: Error | None = None
+    format_se: Error | None = None
+
+    @property
+    def label(self) -> str:
+        """How tables, curves and samples.json name this stage: 'initial', 'grpo 1', 'dpo 1', ..."""
+        return stage_label(self.iteration, self.phase)
+
+
+def stage_label(iteration: int, phase: str) -> str:
+    return phase if phase == "initial" else f"{phase} {iteration}"
+
+
+class Cost(Entry):
+    """What one kind of phase cost over the run, in wall seconds by part of the work.
+
+    A grpo sample is one trained rollout, with its sampling and rewards; a dpo sample is one trained
+    pair, with its verification, pair building and reference log-probabilities (method section 3).
+    """
+
+    samples: Natural
+    parts: dict[str, Seconds] = Field(description="seconds of 'sampling', 'learning', ...")
+
+    @property
+    def per_sample(self) -> float | None:
+        return sum(self.parts.values()) / self.samples if self.samples else None
+
+
+class SecondsPerSample(Entry):
+    grpo: Seconds | None = None
+    dpo: Seconds | None = None
+
+
+class BadItem(Entry):
+    """A video or question that was left out."""
+
+    name: str
+    reason: str
+
+
+class Judges(Entry):
+    """Who decided consistency when pairs were made, and who when stages were evaluated."""
+
+    curation: str
+    evaluation: str
+
+
+class Summary(Entry):
+    """summary.json: what the run reached and what it cost."""
+
+    stages: tuple[Stage, ...] = ()
+    seconds_per_sample: SecondsPerSample = SecondsPerSample()
+    phase_switch_seconds: Seconds | None = Field(
+        None, description="from the last grpo step to the first dpo step, mean over the switches"
+    )
+    decodes: Natural = 0
+    encodes: Natural = 0
+    videos: Natural = Field(0, description="distinct clips of the questions that were used")
+    finished: bool = False
+    model: str = ""
+    cost: dict[str, Cost] = {}
+    judges: Judges | None = None
+    bad_items: tuple[BadItem, ...] = ()
+    versions: dict[str, str] = {}
+    started: str | None = Field(None, description="ISO 8601, UTC")
+    checkpoint: str | None = Field(None, description="the last one, relative to the run's folder")
+
+
+def write_summary(folder: Path, summary: Summary) -> Path:
+    """Replaces the run's summary.json in one step."""
+    return write_atomic(Path(folder) / SUMMARY, summary.model_dump_json(indent=2) + "\n")
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """The run's summary, None before the first is written; DataError when it is not one."""
+    path = Path(folder) / SUMMARY
+    if not path.exists():
+        return None
+    try:
+        return Summary.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise _unreadable(path, error) from error
+
+
+def write_atomic(path: Path, content: str | bytes) -> Path:
+    """Writes beside `path` and renames over it: a reader sees the old file or the new one."""
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes it private; a report is for the team
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
+
+
+class Point(Entry):
+    """The metrics of one optimiser step: a line of metrics.jsonl."""
+
+    phase: str
+    iteration: Natural
+    step: Natural = Field(description="optimiser step within the phase, from 1")
+    time: float = Field(description="seconds since 1970")
+    values: dict[str, float]
+
+
+class MetricsLog:
+    """metrics.jsonl, a line an optimiser step, and the same as TensorBoard events.
+
+    A checkpoint stores `size()`; a resumed run calls `truncate(size)` with it, so that the steps
+    it repeats replace the lost ones. TensorBoard's step is the number of the line.
+    """
+
+    def __init__(self, folder: Path, *, tensorboard: bool = True) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / METRICS
+        self._tensorboard = tensorboard
+        self._writer: SummaryWriter | None = None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "a+b")  # noqa: SIM115 (open for as long as the run)
+        self.truncate(self.size())
+
+    def append(
+        self,
+        phase: str,
+        iteration: int,
+        step: int,
+        values: Mapping[str, float],
+        *,
+        time: float | None = None,
+    ) -> None:
+        """Adds one step, on disk when this returns. `values` are numbers; NaN and inf survive."""
+        when = clock.time() if time is None else time
+        point = Point(phase=phase, iteration=iteration, step=step, time=when, values=dict(values))
+        self._file.write(point.model_dump_json().encode() + b"\n")
+        self._file.flush()
+        self._lines += 1
+        if self._tensorboard:
+            self._write_events(point)
+
+    def size(self) -> int:
+        """Bytes written so far: what a checkpoint remembers."""
+        self._file.seek(0, os.SEEK_END)
+        return self._file.tell()
+
+    def truncate(self, size: int) -> None:
+        """Forgets what was written after the first `size` bytes, and a torn line before that."""
+        if size > self.size():
+            raise DataError(
+                f"{self.path} has {self.size()} bytes, fewer than the {size} its checkpoint recorded",
+                fix="restore metrics.jsonl, or start a new run in another --output",
+            )
+        self._file.seek(0)
+        kept = self._file.read(size)
+        kept = kept[: kept.rfind(b"\n") + 1]
+        self._file.truncate(len(kept))
+        self._lines = kept.count(b"\n")
+        self._close_events()
+
+    def close(self) -> None:
+        self._close_events()
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write_events(self, point: Point) -> None:
+        if self._writer is None:
+            from tensorboardX import SummaryWriter  # slow to import, so only when a step is there
+
+            folder = str(self.folder / TENSORBOARD)
+            self._writer = SummaryWriter(folder, purge_step=self._lines, flush_secs=10)
+        for name, value in point.values.items():
+            self._writer.add_scalar(f"{point.phase}/{name}", value, self._lines, point.time)
+
+    def _close_events(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def read_metrics(folder: Path) -> list[Point]:
+    """Every step in order. A torn last line is left out; any other bad line is a DataError."""
+    path = Path(folder) / METRICS
+    if not path.exists():
+        return []
+    whole_lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
+    points = []
+    for number, line in enumerate(whole_lines, start=1):
+        try:
+            points.append(Point.model_validate_json(line))
+        except ValidationError as error:
+            raise _unreadable(path, error, f" in line {number}") from error
+    return points
+
+
+def _unreadable(path: Path, error: ValidationError, where: str = "") -> DataError:
+    first = error.errors()[0]
+    at = ".".join(map(str, first["loc"])) or "file"
+    return DataError(
+        f"{path} cannot be read{where}: {at}: {first['msg']}",
+        fix="restore the file from a copy of the run's folder, or move it away to do without it",
+    )
