@@ -1,0 +1,220 @@
+"""The policy's log-probabilities of a group: one prompt, its features once, G responses behind it.
+
+A group becomes one row `[prompt | r1 | r2 | ...]`. Every response's positions continue the
+prompt's, and a response's tokens see the prompt and their own past alone, so the result equals that
+of G separate sequences. GRPO, DPO (a pair is a group of two) and the reference use this function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from veripo_ray.errors import DataError
+from veripo_ray.policy.media import Features
+from veripo_ray.policy.positions import mrope_positions
+from veripo_ray.policy.qwen_vl import QwenVL
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A group or a pair. prompt_ids: [P] int32, placeholders expanded; responses: [R_i] int32,
+    each possibly empty, none containing a banned token."""
+
+    prompt_ids: np.ndarray
+    features: tuple[Features, ...]
+    responses: tuple[np.ndarray, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Length of the packed row."""
+        return len(self.prompt_ids) + sum(len(response) for response in self.responses)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Per group, per response: float32 [R_i] log-probabilities and, if asked for, entropies."""
+
+    logprobs: list[list[Tensor]]
+    entropy: list[list[Tensor]] | None
+
+
+def response_logprobs(
+    policy: QwenVL, packed: Sequence[Packed], *, temperature: float = 1.0, chunk: int = 1024
+) -> list[list[Tensor]]:
+    """float32 log-probability of every response token; differentiable.
+
+    Under softmax(logits / temperature) with the banned tokens at -inf: the distribution that the
+    rollout engine samples from. chunk: rows of logits held in float32 at a time.
+    Raises DataError when a response holds a banned token or features do not fit their prompt.
+    """
+    return response_scores(policy, packed, temperature=temperature, chunk=chunk).logprobs
+
+
+def response_scores(
+    policy: QwenVL,
+    packed: Sequence[Packed],
+    *,
+    temperature: float = 1.0,
+    chunk: int = 1024,
+    entropy: bool = False,
+) -> Scores:
+    """`response_logprobs`, with the entropy (nats, no gradient) of every step's distribution."""
+    _refuse_banned(packed, policy.banned_token_ids)
+    rows_NH, targets_N = _predicting_rows(policy, packed)
+    head = _Head(policy, temperature, entropy)
+    pieces = [
+        _recomputed(head, rows_NH[i : i + chunk], targets_N[i : i + chunk])
+        for i in range(0, len(targets_N), chunk)
+    ]
+    logprobs = torch.cat([piece[0] for piece in pieces]) if pieces else rows_NH.new_zeros(0).float()
+    if not entropy:
+        return Scores(_unpack(logprobs, packed), None)
+    entropies = torch.cat([p[1] for p in pieces]) if pieces else logprobs.detach()
+    return Scores(_unpack(logprobs, packed), _unpack(entropies, packed))
+
+
+class GroupedLogprobs(nn.Module):
+    """`response_logprobs` as a module, for engines that wrap one (DeepSpeed's ZeRO-3 hooks)."""
+
+    def __init__(self, policy: QwenVL) -> None:
+        super().__init__()
+        self.policy = policy
+        self.model = policy.model
+
+    def forward(
+        self, packed: Sequence[Packed], temperature: float = 1.0, chunk: int = 1024
+    ) -> list[list[Tensor]]:
+        return response_logprobs(self.policy, packed, temperature=temperature, chunk=chunk)
+
+
+def micro_batches(packed: Sequence[Packed], token_budget: int) -> list[list[int]]:
+    """Cut groups into micro-batches: lists of indices, in order, as full as the budget allows.
+
+    A padded batch costs its number of groups times its longest row; that product stays within
+    token_budget, except that a group longer than the budget goes alone.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for index, group in enumerate(packed):
+        longest = max(longest, group.tokens)
+        if not batches or longest * (len(batches[-1]) + 1) > token_budget:
+            batches.append([])
+            longest = group.tokens
+        batches[-1].append(index)
+    return batches
+
+
+def _refuse_banned(packed: Sequence[Packed], banned: Sequence[int]) -> None:
+    ids = _joined([response for group in packed for response in group.responses])
+    if (found := np.intersect1d(ids, banned)).size:
+        raise DataError(
+            f"a response holds special tokens that the policy never samples: {found.tolist()}",
+            fix="encode responses as plain text, without media or chat tokens",
+        )
+
+
+def _predicting_rows(policy: QwenVL, packed: Sequence[Packed]) -> tuple[Tensor, Tensor]:
+    """Hidden states that predict each response token, [N, H], and those tokens' ids, [N].
+
+    The first token of every response is predicted by the last token of the prompt.
+    """
+    length = max(group.tokens for group in packed)
+    ids_BT = np.full((len(packed), length), policy.spec.stop_ids[0], dtype=np.int64)
+    positions_3BT = np.zeros((3, len(packed), length), dtype=np.int64)
+    block_BT = np.full((len(packed), length), -1, dtype=np.int64)
+    for row, group in enumerate(packed):
+        n = group.tokens
+        ids_BT[row, :n] = np.concatenate([group.prompt_ids, *group.responses])
+        positions_3BT[:, row, :n] = _positions(policy, group)
+        block_BT[row, :n] = _blocks(group)
+    device = policy.device
+    features = [item for group in packed for item in group.features]
+    embeds_BTH = policy.embed(torch.from_numpy(ids_BT).to(device), features)
+    mask_B1TT = _block_mask(torch.from_numpy(block_BT).to(device))
+    hidden_BTH = policy.hidden(embeds_BTH, torch.from_numpy(positions_3BT).to(device), mask_B1TT)
+    rows_N = np.concatenate([r * length + _predictors(group) for r, group in enumerate(packed)])
+    targets = [response for group in packed for response in group.responses]
+    targets_N = torch.from_numpy(_joined(targets)).to(device)
+    return hidden_BTH.flatten(0, 1)[torch.from_numpy(rows_N).to(device)], targets_N
+
+
+def _positions(policy: QwenVL, group: Packed) -> np.ndarray:
+    prompt_3P, next_position = mrope_positions(group.prompt_ids, group.features, policy.spec)
+    steps = [np.arange(len(r), dtype=np.int64) + next_position for r in group.responses]
+    steps_R = _joined(steps)
+    return np.concatenate([prompt_3P, np.broadcast_to(steps_R, (3, len(steps_R)))], axis=1)
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Integer vectors end to end as int64; an empty one for none at all."""
+    return np.concatenate([np.zeros(0, np.int64), *arrays])
+
+
+def _blocks(group: Packed) -> np.ndarray:
+    """0 for the prompt's tokens, i for those of response i (from 1)."""
+    lengths = [len(group.prompt_ids), *map(len, group.responses)]
+    return np.repeat(np.arange(len(lengths)), lengths)
+
+
+def _block_mask(block_BT: Tensor) -> Tensor:
+    """True where a query may look: causally at the prompt (block 0) and at its own block.
+
+    Padding (-1) sees itself only: a row without any key would be NaN.
+    """
+    causal_TT = torch.ones(block_BT.shape[1], block_BT.shape[1], device=block_BT.device).tril()
+    same = block_BT[:, :, None] == block_BT[:, None, :]
+    prompt = (block_BT[:, None, :] == 0) & (block_BT[:, :, None] > 0)
+    return (causal_TT.bool() & (same | prompt))[:, None]
+
+
+def _predictors(group: Packed) -> np.ndarray:
+    """Index in the packed row of the token that predicts each response token."""
+    prompt = len(group.prompt_ids)
+    starts = prompt + np.cumsum([0, *map(len, group.responses)])[:-1]
+    runs = [
+        np.concatenate([[prompt - 1], np.arange(start, start + len(response) - 1)])
+        for start, response in zip(starts, group.responses, strict=True)
+        if len(response)
+    ]
+    return _joined(runs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """Logits of a chunk of rows, and from them the log-probabilities of its targets."""
+
+    policy: QwenVL
+    temperature: float
+    entropy: bool
+
+    def __call__(self, rows_NH: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:
+        logits_NV = self.policy.logits(rows_NH).float()
+        banned = torch.tensor(self.policy.banned_token_ids, device=logits_NV.device)
+        logits_NV = logits_NV.index_fill(1, banned.long(), float("-inf")) / self.temperature
+        normaliser_N = logits_NV.logsumexp(-1)
+        logprobs_N = logits_NV.gather(1, targets_N[:, None])[:, 0] - normaliser_N
+        if not self.entropy:
+            return (logprobs_N,)
+        with torch.no_grad():
+            probabilities_NV = (logits_NV - normaliser_N[:, None]).exp()
+            surprise_NV = torch.where(probabilities_NV > 0, normaliser_N[:, None] - logits_NV, 0.0)
+            return logprobs_N, (probabilities_NV * surprise_NV).sum(-1)
+
+
+def _recomputed(head: _Head, rows_NH: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:
+    """Run the head; its logits are recomputed in the backward pass rather than kept."""
+    if not rows_NH.requires_grad:
+        return head(rows_NH, targets_N)
+    return checkpoint(head, rows_NH, targets_N, use_reentrant=False)
+
+
+def _unpack(flat_N: Tensor, packed: Sequence[Packed]) -> list[list[Tensor]]:
+    lengths = [len(response) for group in packed for response in group.responses]
+    pieces: Iterator[Tensor] = iter(flat_N.split(lengths)) if lengths else iter(())
+    return [[next(pieces) for _ in group.responses] for group in packed]

@@ -1,0 +1,86 @@
+"""The frozen vision tower: sampled frames in, features out, once for every clip of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from veripo_ray.policy.media import Features, Modality
+from veripo_ray.policy.qwen_vl import QwenVL
+
+if TYPE_CHECKING:
+    from veripo_ray.video.decode import Clip
+
+
+class Tower:
+    """A checkpoint's vision tower with its own processors, whose sampling and resizing are off:
+    frames arrive sampled and resized (see `veripo_ray.video`)."""
+
+    def __init__(self, policy: QwenVL, video_processor: Any, image_processor: Any) -> None:
+        self.policy = policy
+        self._video_processor = video_processor
+        self._image_processor = image_processor
+
+    @classmethod
+    def load(cls, checkpoint: str | Path, device: torch.device | str, dtype: torch.dtype) -> Tower:
+        """Read the tower alone. Raises CheckpointError as `QwenVL.load` does."""
+        from transformers import AutoImageProcessor, AutoVideoProcessor
+
+        policy = QwenVL.load(checkpoint, dtype=dtype, device=device, language=False)
+        return cls(
+            policy,
+            AutoVideoProcessor.from_pretrained(checkpoint),
+            AutoImageProcessor.from_pretrained(checkpoint),
+        )
+
+    def encode_clip(self, clip: Clip) -> Features:
+        """Features of one clip: frames [T, H, W, 3] uint8, T even, H and W whole merged patches."""
+        return self.encode_clips([clip])[0]
+
+    def encode_clips(self, clips: Sequence[Clip]) -> list[Features]:
+        """Features of several clips from one pass of the tower."""
+        frames = [self._channels_first(clip.frames) for clip in clips]
+        batch = self._video_processor(
+            videos=frames,
+            do_sample_frames=False,
+            do_resize=False,
+            cap_pixels_per_frame=False,
+            return_tensors="pt",
+        )
+        seconds = [self.policy.spec.temporal_patch / clip.fps for clip in clips]
+        return self._encode(batch["pixel_values_videos"], batch["video_grid_thw"], "video", seconds)
+
+    def encode_image(self, image: np.ndarray) -> Features:
+        """Features of one image, [H, W, 3] uint8, H and W whole merged patches."""
+        frame = self._channels_first(image[None])[0]
+        batch = self._image_processor(images=[frame], do_resize=False, return_tensors="pt")
+        return self._encode(batch["pixel_values"], batch["image_grid_thw"], "image", [0.0])[0]
+
+    def _channels_first(self, frames: np.ndarray) -> torch.Tensor:
+        """[T, H, W, 3] uint8 -> [T, 3, H, W], after checking that the patches come out even."""
+        side = self.policy.spec.patch * self.policy.spec.merge
+        count, height, width, channels = frames.shape
+        even = count == 1 or count % self.policy.spec.temporal_patch == 0
+        if height % side or width % side or channels != 3 or not even or frames.dtype != np.uint8:
+            raise ValueError(
+                f"frames must be uint8 [T, H, W, 3] with T a multiple of "
+                f"{self.policy.spec.temporal_patch} and H, W multiples of {side}, "
+                f"got {frames.dtype} {frames.shape}"
+            )
+        return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+
+    @torch.inference_mode()
+    def _encode(
+        self, pixels: torch.Tensor, grids: torch.Tensor, modality: Modality, seconds: list[float]
+    ) -> list[Features]:
+        device = self.policy.device
+        values = self.policy.encode(pixels.to(device), grids.to(device), modality)
+        shapes = [tuple(grid) for grid in grids.tolist()]
+        return [
+            Features(modality, item.float().cpu().numpy(), shape, step)
+            for item, shape, step in zip(values, shapes, seconds, strict=True)
+        ]
