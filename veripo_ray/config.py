@@ -130,6 +130,14 @@ class Checks(Settings):
     repetition_ngram: Count = 8
     max_repetition: Fraction = Field(0.2, description="share of tokens inside repeated n-grams")
     numeric_correct: Fraction = Field(0.9, description="mean relative accuracy that counts as right")
+    reflective_words: tuple[str, ...] = Field(
+        (
+            "wait", "hold on", "hmm", "on second thought", "let me check", "let me double-check",
+            "let me verify", "let me re*", "double-check*", "re-check*", "recheck*", "re-examin*",
+            "reexamin*", "reconsider*", "however", "but actually",
+        ),
+        description="phrases that turn a chain round; a final * stands for any word ending",
+    )  # fmt: skip
 
 
 class Verifier(Settings):
@@ -154,6 +162,11 @@ class Pairs(Settings):
         description="wanted share of each family, relative; 0 leaves it out",
     )
     max_length_ratio: Positive = Field(4.0, description="longer side over shorter, in tokens")
+    reflective_turn: str = Field(
+        "Wait, let me check that again.",
+        min_length=1,
+        description="joins wrong and right thinking in edited reflection pairs",
+    )
 
 
 class Curriculum(Settings):

@@ -40,3 +40,7 @@ class ResourceError(VeripoError):
 
 class PrecisionError(VeripoError):
     """Rollout worker and learner disagree on the log-probability of the same tokens."""
+
+
+class ScoringError(VeripoError):
+    """An answer could not be compared with the gold one. Its group is masked, never scored 0."""
