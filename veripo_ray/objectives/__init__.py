@@ -1,0 +1,1 @@
+"""What is optimised: group advantages, the GRPO family of losses, and DPO."""
