@@ -47,7 +47,8 @@ def _answer(arguments: dict) -> tuple[np.ndarray, np.ndarray, float] | str:
 def _first_line(error: BaseException) -> str:
     """decord's messages end in a C++ stack trace and begin with the time and a source line."""
     line = str(error).strip().split("\n")[0].rsplit(".cc:", 1)[-1]
-    return line.lstrip("0123456789: ")[:200] or type(error).__name__
+    cause = line.lstrip("0123456789: ").partition("and `DECORD_")[0]
+    return cause[:200] or type(error).__name__
 
 
 def decode(
@@ -62,7 +63,7 @@ def decode(
     # Frame by frame: get_batch is no faster, holds all at full size, and is what loops for ever.
     for index in indices_T:
         frame = reader[int(index)].asnumpy()
-        size = target_size(*frame.shape[:2], min_pixels, max_pixels, factor)
+        size = target_size(frame.shape[:2], min_pixels, max_pixels, factor)
         frames.append(resize(frame, size))
     return np.stack(frames), seconds_N[indices_T], sampled_fps(seconds_N, len(indices_T), fps)
 

@@ -29,8 +29,9 @@ from veripo_ray.video.container import declared_size
 from veripo_ray.video.sampling import TEMPORAL_PATCH, resize, target_size
 
 START_LIMIT_S = 60.0
-# FFmpeg conceals damage inside a frame, decord passes the result on, and only the log tells.
-_DAMAGE = re.compile(r"error while decoding|damaged|Error at MB|Invalid NAL unit|no frame!")
+# FFmpeg conceals damage inside a frame, decord passes the result on, and only the log tells. Damage
+# of frames that the clip does not need may go unnoticed: decord skips them where it can.
+_DAMAGE = re.compile(r"error while decoding|damaged|Error at MB|illegal|Invalid NAL unit|no frame!")
 _REENCODE = "fetch it again, re-encode it (ffmpeg -i IN -c:v libx264 OUT.mp4), or leave it out"
 
 
@@ -81,7 +82,7 @@ class Decoder:
         return Clip(*answer)
 
     def _ask(self, path: Path) -> tuple[np.ndarray, np.ndarray, float] | str:
-        cfg = self.cfg
+        cfg, limit = self.cfg, self.cfg.decode_timeout_s
         arguments = {
             "path": str(path),
             "fps": cfg.fps,
@@ -93,10 +94,10 @@ class Decoder:
         if self._child is None or not self._child.alive:
             self._child = _Child()
         try:
-            answer = self._child.ask(cfg.decode_timeout_s, arguments)
+            answer = self._child.ask(limit, arguments)
         except TimeoutError:
             raise DataError(
-                f"{path}: decoding took more than video.decode_timeout_s = {cfg.decode_timeout_s} s",
+                f"{path}: decoding took more than video.decode_timeout_s = {limit:g} s",
                 fix=f"raise video.decode_timeout_s, or {_REENCODE}",
             ) from None
         except EOFError:
@@ -122,7 +123,7 @@ class Decoder:
             with Image.open(path) as image:
                 frame = np.asarray(_as_rgb(image))
             limits = (self.cfg.min_pixels, self.cfg.max_pixels, self.factor)
-            return resize(frame, target_size(*frame.shape[:2], *limits))
+            return resize(frame, target_size(frame.shape[:2], *limits))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             what = str(error).replace(f" {str(path)!r}", "")
             raise DataError(

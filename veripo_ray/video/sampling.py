@@ -8,6 +8,7 @@ Budgets are limits: a long video is sampled more thinly over its whole length, n
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -27,7 +28,7 @@ def frame_indices(seconds_N: np.ndarray, fps: float, max_frames: int) -> np.ndar
     total = len(seconds_N)
     if total == 1:
         return np.zeros(TEMPORAL_PATCH, dtype=np.int64)
-    if not seconds_N[0] < seconds_N[-1] or (np.diff(seconds_N) < 0).any():
+    if not (np.diff(seconds_N) >= 0).all() or seconds_N[0] == seconds_N[-1]:
         raise ValueError("its timestamps are missing or run backwards")
     count = frame_count(total, duration(seconds_N), fps, max_frames)
     if _is_steady(seconds_N):
@@ -39,7 +40,7 @@ def frame_count(total: int, duration_s: float, fps: float, max_frames: int) -> i
     """How many of `total` >= 2 frames: duration x fps, even, between 4 and max_frames."""
     if max_frames < TEMPORAL_PATCH:
         raise ValueError(f"at least {TEMPORAL_PATCH} frames make a clip, not {max_frames}")
-    wanted = math.floor(duration_s * fps + 1e-3)  # 8 s of float32 timestamps may be 7.9999998 s
+    wanted = math.floor(duration_s * fps * (1 + 2e-7))  # float32 timestamps make 8 s 7.9999998 s
     count = min(max(wanted, MIN_FRAMES), max_frames, total)
     return count // TEMPORAL_PATCH * TEMPORAL_PATCH
 
@@ -77,14 +78,15 @@ def _nearest(seconds_N: np.ndarray, wanted_T: np.ndarray) -> np.ndarray:
 
 
 def target_size(
-    height: int, width: int, min_pixels: int, max_pixels: int, factor: int = 28
+    size: Sequence[int], min_pixels: int, max_pixels: int, factor: int = 28
 ) -> tuple[int, int]:
-    """The (height, width) to resize to: multiples of `factor`, aspect ratio nearly kept.
+    """The (height, width) to resize `size` to: multiples of `factor`, aspect ratio nearly kept.
 
     At most max_pixels in area, always; at least min_pixels where both can be had. `factor` is
     the tower's patch times its merge. Raises ValueError for sides more than 200:1, or when not
     even one block of factor x factor fits max_pixels.
     """
+    height, width = size
     if min(height, width) < 1 or max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(f"its frames are {width}x{height} pixels: more than 200 to 1")
     if factor * factor > max_pixels:
@@ -96,14 +98,10 @@ def target_size(
         rows = math.ceil(height * scale / factor)
         columns = math.ceil(width * scale / factor)
     if rows * columns > blocks:
-        scale = math.sqrt(max_pixels / (height * width))
-        rows = _within(math.floor(height * scale / factor), blocks)
-        columns = _within(math.floor(width * scale / factor), blocks // rows)
+        shrink = math.sqrt((height * width) / max_pixels)  # divided by, as theirs: 1080p must agree
+        rows = max(1, min(math.floor(height / shrink / factor), blocks))
+        columns = max(1, min(math.floor(width / shrink / factor), blocks // rows))
     return rows * factor, columns * factor
-
-
-def _within(value: int, limit: int) -> int:
-    return max(1, min(value, limit))
 
 
 def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
