@@ -44,27 +44,30 @@ def install() -> None:
 
 def torch_is_cpu_only() -> bool:
     """Whether the installed torch lacks the CUDA library that CUDA builds of others link to."""
-    folder = _package_folder("torch")
+    folder = _folder("torch")
     return folder is not None and not os.path.exists(f"{folder}/lib/libtorch_cuda.so")
 
 
 def torchaudio_cannot_load() -> bool:
     """Whether a CUDA build of torchaudio lies beside a torch without CUDA."""
-    folder = _package_folder("torchaudio")
-    return folder is not None and is_cuda_build(folder) and torch_is_cpu_only()
+    return (build_of("torchaudio") or "").startswith("cu") and torch_is_cpu_only()
 
 
-def is_cuda_build(folder: str) -> bool:
-    """Whether the package in `folder` calls itself a CUDA build: version 1.2.3+cu130."""
-    try:
-        with open(f"{folder}/version.py", encoding="utf-8") as file:
-            return "+cu" in file.read()
-    except FileNotFoundError:
-        return False
+def build_of(package: str) -> str | None:
+    """The build label of torch, torchvision or torchaudio, read without importing it.
+
+    "cu130" for version 1.2.3+cu130, "" for 1.2.3, None where the package is not installed.
+    """
+    folder = _folder(package)
+    if folder is None:
+        return None
+    with open(f"{folder}/version.py", encoding="utf-8") as file:
+        version = file.read().partition("__version__ = ")[2].partition("\n")[0]
+    return version.strip("'\"").partition("+")[2]
 
 
-def _package_folder(name: str) -> str | None:
-    spec = PathFinder.find_spec(name)
+def _folder(package: str) -> str | None:
+    spec = PathFinder.find_spec(package)
     return os.path.dirname(spec.origin) if spec and spec.origin else None
 
 
