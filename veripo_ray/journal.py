@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from veripo_ray import codec
 from veripo_ray.errors import DataError
@@ -50,28 +50,43 @@ class Journal:
         os.truncate(self.path, size)
 
 
-def _whole_messages(path: Path) -> Iterator[int]:
-    """Lengths of the complete messages in the file."""
-    left = path.stat().st_size
+def _whole_messages(path: Path, start: int = 0) -> Iterator[int]:
+    """Lengths of the complete messages in the file from byte `start` on."""
+    at = start
     with path.open("rb") as file:
-        while left >= _LENGTH.size:
-            (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-            left -= _LENGTH.size + length
-            if left < 0:
+        file.seek(at)
+        while len(header := file.read(_LENGTH.size)) == _LENGTH.size:
+            (length,) = _LENGTH.unpack(header)
+            at += _LENGTH.size + length
+            if at > path.stat().st_size:
                 return
-            file.seek(length, os.SEEK_CUR)
+            file.seek(at)
             yield length
 
 
-def read(path: Path, kind: type[R]) -> Iterator[R]:
-    """Every record of a journal, in the order written. A file that is not there has none."""
-    if not path.exists():
-        return
-    lengths = list(_whole_messages(path))
-    with path.open("rb") as file:
-        for length in lengths:
-            file.seek(_LENGTH.size, os.SEEK_CUR)
-            yield from codec.unpack_many(file.read(length), kind)
+def read(path: Path, kind: type[R], start: int = 0) -> Iterator[R]:
+    """Every record from byte `start` on, in the order written. A file that is not there has none."""
+    tail = Tail(path, kind, start)
+    while records := tail.take():
+        yield from records
+
+
+class Tail(Generic[R]):
+    """A reader that follows a journal while it grows."""
+
+    def __init__(self, path: Path, kind: type[R], start: int = 0) -> None:
+        self._path, self._kind, self._at = path, kind, start
+
+    def take(self) -> list[R]:
+        """The records of the next message; empty when there is none yet."""
+        length = next(_whole_messages(self._path, self._at), None) if self._path.exists() else None
+        if length is None:
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._at + _LENGTH.size)
+            body = file.read(length)
+        self._at += _LENGTH.size + length
+        return codec.unpack_many(body, self._kind)
 
 
 def read_groups(run_folder: Path) -> Iterator[Group]:

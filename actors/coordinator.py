@@ -1,0 +1,361 @@
+"""The VerIPO loop, top to bottom: explore with GRPO, verify, align with DPO, evaluate, repeat.
+
+The coordinator is a named async actor. It holds the run's position and references to everything
+else, never features or weights, and it outlives the driver that started it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from actors.feed import Feed, Task
+from actors.judging import Judging, judge_groups
+from actors.pairing import PairStream
+from actors.runbook import RunBook
+from actors.team import Team
+from veripo_ray import config, curriculum
+from veripo_ray.errors import DataError
+from veripo_ray.evaluation import stage_metrics
+from veripo_ray.objectives.advantages import group_advantages, is_informative
+from veripo_ray.progress import Status
+from veripo_ray.records import Group, Pair, Question
+from veripo_ray.runlog import BadItem
+from veripo_ray.scoring.rewards import reward
+from veripo_ray.verifier.client import VerifierClient
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """A stop was asked for; a checkpoint of this moment is on disk."""
+
+
+class Coordinator:
+    """Leads one run. `run` is the whole of it; `status` and `stop` may be called at any time."""
+
+    def __init__(
+        self,
+        run: config.Run,
+        *,
+        checkpoint: Path,
+        train: Sequence[Question],
+        heldout: Sequence[Question],
+        bad: Sequence[BadItem],
+        verifier_url: str,
+        resume: bool,
+    ) -> None:
+        self.settings, self.schedule = run, run.schedule
+        self.checkpoint, self.train, self.heldout, self.bad = checkpoint, train, heldout, bad
+        self.client = VerifierClient(verifier_url, run.verifier.timeout_s)
+        self.book = RunBook(run, resume=resume)
+        self.state = self.book.state
+        self.stopping = False
+
+    # --- the loop -------------------------------------------------------------------------------
+
+    async def run(self) -> str:
+        """Train to the end of the schedule: 'finished', or 'stopped' with a checkpoint on disk."""
+        try:
+            await self._start()
+            if not self.state.stages:
+                await self._evaluate("initial")
+            while self.state.phase_index < len(self.schedule):
+                phase = self.schedule[self.state.phase_index]
+                if isinstance(phase, config.GrpoPhase):
+                    await self._explore(phase)
+                else:
+                    await self._align(phase)
+                await self._evaluate(phase.phase)
+                self.state.next_phase(self._iteration_after())
+                await self._save()
+            self.book.finish()
+            return "finished"
+        except Stopped:
+            self.book.write(finished=False)
+            return "stopped"
+        finally:
+            await self._close()
+
+    async def _explore(self, phase: config.GrpoPhase) -> None:
+        """Group-Slow-Search. Groups are sampled, rewarded and learned from; the verifier judges
+        them meanwhile."""
+        if not self.state.order:
+            self._begin_exploring(phase)
+        if phase.kl_coef:
+            await self._refit_reference()
+        while tasks := await self._next_tasks(phase):
+            groups = await self._sample_rewarded(tasks, phase)
+            self.book.journals.groups.append(groups)
+            await self.judging.submit(groups)
+            await self._learn(groups, tasks, phase)
+            await self._publish("grpo")
+            self.state.step += 1
+            await self._after_step()
+
+    async def _align(self, phase: config.DpoPhase) -> None:
+        """Pair-Fast-Align. The reference takes the weights that enter; verified pairs stream
+        through it to the learner, which begins with the first shard."""
+        entered = time.monotonic()
+        await self._refit_reference()
+        stream = self._pair_stream(phase)
+        learned_before = self.state.step  # more than 0 when the phase is resumed
+        async with aclosing(self._pair_batches(stream, phase)) as batches:
+            async for batch in batches:
+                if learned_before:
+                    learned_before -= 1
+                    continue
+                if self.state.step == 0:
+                    self.state.switch_seconds.append(time.monotonic() - entered)
+                await self._learn_pairs(batch, phase)
+                self._spend_pairing(stream)
+                self.state.step += 1
+                self.state.pairs = stream.pairs
+                await self._after_step()
+        stream.require_pairs()
+        await self._publish("dpo")
+
+    async def _evaluate(self, phase: str) -> None:
+        """Ask the held-out questions; the verifier judges the answers; one group is scored by both
+        sides, so that no stage rests on a rollout engine that disagrees with the learner."""
+        self.book.show(phase="evaluation")
+        started = time.monotonic()
+        cfg = self.settings.evaluation
+        tasks = await self.feed.tasks(self.heldout[: cfg.questions])
+        if not tasks:
+            raise DataError("no held-out question is usable", fix="check data.heldout")
+        groups: list[Group] = []
+        for batch in _batches(tasks, cfg.batch):
+            groups += [group async for group in self.team.evaluate(batch, cfg)]
+            self.book.show(step=len(groups), steps=len(tasks))
+            await self._stop_if_asked()
+        judged = []
+        for few in _batches(groups, 64):
+            judged += await judge_groups(self.client, few)
+        gap = await self.team.measure_gap(tasks[0], self.settings.max_logprob_gap)
+        self.state.logprob_gap_max = max(self.state.logprob_gap_max, gap)
+        metrics = stage_metrics(groups, judged)
+        await self.book.add_stage(phase, metrics, groups, judged, time.monotonic() - started)
+
+    # --- parts of a step ------------------------------------------------------------------------
+
+    async def _sample_rewarded(self, tasks: Sequence[Task], phase: config.GrpoPhase) -> list[Group]:
+        """One group a task, in the order of the tasks, with r_a + r_f for every rollout."""
+        started = time.monotonic()
+        prefix = f"{self.state.iteration}.{self.state.phase_index}.{self.state.step}"
+        sampled = {g.question.id: g async for g in self.team.explore(tasks, self.settings, prefix)}
+        seconds = time.monotonic() - started
+        groups = [_rewarded(sampled[task.question.id]) for task in tasks]
+        self.state.spend("grpo", "sampling", seconds)
+        self.state.spend("grpo", "rewards", time.monotonic() - started - seconds)
+        self.book.sampled(groups, seconds)
+        for group in groups:
+            accuracies = [reward.accuracy for reward in group.rewards]
+            self.state.mean_accuracy[group.question.id] = sum(accuracies) / len(accuracies)
+        return groups
+
+    async def _learn(
+        self, groups: Sequence[Group], tasks: Sequence[Task], phase: config.GrpoPhase
+    ) -> None:
+        """Optimiser steps on one rollout batch. Only its first is on-policy to the bit, so there
+        the rollout worker's log-probabilities are held against the learner's own."""
+        features = {group.id: task.features for group, task in zip(groups, tasks, strict=True)}
+        limit: float | None = self.settings.max_logprob_gap
+        for _ in range(phase.epochs):
+            for batch in _batches(groups, phase.train_batch):
+                informative = [g for g in batch if not phase.filter_groups or is_informative(g)]
+                started = time.monotonic()
+                metrics = await self.team.grpo_step(informative, features, phase, limit)
+                self.state.spend("grpo", "learning", time.monotonic() - started)
+                self.state.count("grpo", sum(len(group.rollouts) for group in informative))
+                self._note_gap(metrics)
+                self.book.learned("grpo", metrics, kept=len(informative) / len(batch))
+                limit = None
+
+    async def _learn_pairs(self, batch: Sequence[Pair], phase: config.DpoPhase) -> None:
+        features = {pair.id: await self._features_of(pair.question) for pair in batch}
+        started = time.monotonic()
+        metrics = await self.team.dpo_step(batch, features, phase)
+        self.state.spend("dpo", "learning", time.monotonic() - started)
+        self.state.count("dpo", len(batch))
+        self.book.learned("dpo", metrics)
+
+    async def _pair_batches(
+        self, stream: PairStream, phase: config.DpoPhase
+    ) -> AsyncIterator[list[Pair]]:
+        """Batches over all epochs: the first as the shards come, the others from the journal."""
+        batch: list[Pair] = []
+        for epoch in range(phase.epochs):
+            async with aclosing(stream.shards() if epoch == 0 else stream.again()) as shards:
+                async for shard in shards:
+                    batch += shard
+                    while len(batch) >= phase.batch_pairs:
+                        yield batch[: phase.batch_pairs]
+                        batch = batch[phase.batch_pairs :]
+        if batch:
+            yield batch
+
+    # --- the bookkeeping the loop leans on ------------------------------------------------------
+
+    async def _start(self) -> None:
+        """Start the actors, catch up with a checkpoint if there is one, open the verifier's queue."""
+        resumed = self.book.resumed
+        self.book.show(phase="starting", message="starting actors")
+        self.team = await Team.start(
+            self.settings,
+            self.checkpoint,
+            resumed=resumed,
+            reference=self.book.reference_checkpoint(),
+            version=self.state.version,
+        )
+        self.questions = {question.id: question for question in self.train}
+        total = len(self.train) + len(self.heldout) + len(self.bad)
+        self.feed = Feed(
+            self.team.encode,
+            self.team.prompt,
+            max_bad_share=self.settings.data.max_bad_share,
+            total=total,
+        )
+        self.feed.report(self.bad)
+        self.book.attach(self.feed, self.team)
+        await self.client.ready()
+        self.judging = Judging(self.client, self.book.journals.verdicts)
+        self.book.judging = self.judging
+        for groups in _batches(self.book.unjudged(), 16):
+            await self.judging.submit(groups)
+
+    def _begin_exploring(self, phase: config.GrpoPhase) -> None:
+        """Choose this phase's questions; its groups begin where the journals end now."""
+        state = self.state
+        state.order = curriculum.phase_order(
+            self.train,
+            state.mean_accuracy,
+            drop_solved=self.settings.curriculum.drop_solved,
+            seed=self.settings.seed + state.phase_index,
+        )
+        state.mean_accuracy = {}
+        state.journal_start = self.book.journals.sizes()
+        if len(state.order) < phase.rollout_batch:
+            raise DataError(
+                f"{len(state.order)} questions are left for this grpo phase, fewer than "
+                f"rollout_batch = {phase.rollout_batch}",
+                fix="give more questions, or lower grpo.rollout_batch or curriculum.drop_solved",
+            )
+
+    async def _next_tasks(self, phase: config.GrpoPhase) -> list[Task]:
+        """The next rollout batch of usable questions; empty when the phase is over."""
+        state, tasks = self.state, []
+        if state.step >= self._grpo_steps(phase):
+            return []
+        while len(tasks) < phase.rollout_batch and state.cursor < len(state.order):
+            ids = state.order[state.cursor :][: phase.rollout_batch - len(tasks)]
+            state.cursor += len(ids)
+            tasks += await self.feed.tasks([self.questions[id_] for id_ in ids])
+        ahead = state.order[state.cursor :][: phase.rollout_batch]
+        self.feed.prefetch([self.questions[id_] for id_ in ahead])
+        return tasks if len(tasks) == phase.rollout_batch else []
+
+    def _grpo_steps(self, phase: config.GrpoPhase) -> int:
+        """Whole rollout batches of the phase: of `questions`, or of all that the curriculum left."""
+        available = min(phase.questions or len(self.state.order), len(self.state.order))
+        return available // phase.rollout_batch
+
+    def _pair_stream(self, phase: config.DpoPhase) -> PairStream:
+        return PairStream(
+            self.settings.output,
+            self.state.journal_start,
+            self.judging,
+            self._attach_reference,
+            self.book.journals.pairs,
+            phase=phase,
+            pairs=self.settings.pairs,
+            encode=self.team.encode_response,
+            seed=self.settings.seed,
+        )
+
+    async def _attach_reference(self, pairs: Sequence[Pair]) -> Sequence[Pair]:
+        features = {pair.id: await self._features_of(pair.question) for pair in pairs}
+        return await self.team.attach_reference(pairs, features)
+
+    async def _features_of(self, question: Question) -> Any:
+        (task,) = await self.feed.tasks([question])
+        return task.features
+
+    async def _refit_reference(self) -> None:
+        """The reference becomes the policy that enters the phase; a resumed phase has it already."""
+        if self.state.step == 0:
+            latest = self.book.checkpoints.latest()
+            self.state.reference = latest.name if latest else None
+            await self.team.refit_reference(self.state.version)
+
+    async def _publish(self, kind: str) -> None:
+        """Hand the learner's weights to every rollout worker, stamped with the next version."""
+        started = time.monotonic()
+        self.state.version += 1
+        await self.team.publish(self.state.version)
+        self.state.spend(kind, "weight sync", time.monotonic() - started)
+
+    def _note_gap(self, metrics: Mapping[str, float]) -> None:
+        if (gap := metrics.get("logprob_gap_max")) is not None:
+            self.state.logprob_gap_max = max(self.state.logprob_gap_max, gap)
+
+    def _spend_pairing(self, stream: PairStream) -> None:
+        """What a pair cost before the learner saw it: its verdicts, building, reference scores."""
+        for part, seconds in stream.take_seconds().items():
+            self.state.spend("dpo", part, seconds)
+        self.state.spend("dpo", "verification", self.judging.take_seconds())
+
+    def _iteration_after(self) -> int:
+        """An iteration is one grpo and the dpo after it."""
+        following = self.schedule[self.state.phase_index + 1 :]
+        begins = bool(following) and following[0].phase == "grpo"
+        return self.state.iteration + begins
+
+    async def _after_step(self) -> None:
+        """Log, checkpoint every k steps, and honour a stop."""
+        self.book.step_done()
+        if not self.stopping and self.state.step % self.settings.checkpoint_every == 0:
+            await self._save()
+        await self._stop_if_asked()
+
+    async def _stop_if_asked(self) -> None:
+        if self.stopping:
+            self.book.show(message="writing a checkpoint before stopping")
+            await self._save()
+            raise Stopped
+
+    async def _save(self) -> None:
+        writing = self.book.checkpoints.begin()
+        await self.team.save(writing)
+        self.book.commit(writing)
+
+    async def _close(self) -> None:
+        self.book.close()
+        if judging := getattr(self, "judging", None):
+            await judging.close()
+        if team := getattr(self, "team", None):
+            team.close()
+
+    # --- what others may ask ---------------------------------------------------------------------
+
+    async def status(self) -> Status:
+        return self.book.status()
+
+    async def stop(self) -> None:
+        """Finish the step in progress, write a checkpoint, and end `run` with 'stopped'."""
+        self.stopping = True
+
+
+def _rewarded(group: Group) -> Group:
+    rewards = tuple(reward(group.question, rollout.text) for rollout in group.rollouts)
+    return group.model_copy(update={"rewards": rewards})
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

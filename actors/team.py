@@ -1,0 +1,313 @@
+"""The run's actors as one team: who they are, where they start, and how the loop calls them."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from actors.encoder import Encoder
+from actors.feed import Task
+from actors.learner import LearnerRank
+from actors.pairing import as_shard
+from actors.reference import Reference
+from actors.rollout import RolloutWorker
+from veripo_ray import codec, config
+from veripo_ray.errors import ResourceError, VeripoError
+from veripo_ray.learner import TrainGroup, TrainPair
+from veripo_ray.objectives.advantages import group_advantages
+from veripo_ray.policy.prompting import build_prompt
+from veripo_ray.policy.qwen_vl import load_tokenizer, read_spec
+from veripo_ray.records import Group, Pair, Question
+
+START_TIMEOUT_S = 600.0  # a 7B checkpoint from a slow disk; a hang is an error, not a wait
+
+
+class Team:
+    """Encoder, rollout workers, learner ranks and reference of one run.
+
+    References to features and weights pass through here; their data never does.
+    """
+
+    def __init__(self, run: config.Run, checkpoint: Path) -> None:
+        self.run, self.checkpoint = run, checkpoint
+        self.tokenizer = load_tokenizer(checkpoint)
+        self.spec = read_spec(checkpoint)
+
+    @classmethod
+    async def start(
+        cls, run: config.Run, checkpoint: Path, *, resumed: Path | None, reference: Path | None
+    ) -> Team:
+        """Start every actor at once and wait until all have answered.
+
+        resumed: the checkpoint to go on from; reference: what the reference holds then.
+        Raises ResourceError naming who did not answer in time.
+        """
+        weights = resumed / "hf" if resumed else checkpoint
+        team = cls(run, checkpoint)
+        team._create(weights, reference or weights)
+        await team._answer(team._everyone())
+        await team._join_ranks(resumed)
+        return team
+
+    def _create(self, weights: Path, reference: Path) -> None:
+        run, device = self.run, self.run.device
+        self.encoder = _actor(Encoder, device, 1).remote(str(weights), run.video, device)
+        self.workers = [
+            _actor(RolloutWorker, device, run.rollout.tensor_parallel).remote(
+                str(weights), run.rollout, device=device, seed=run.seed + number
+            )
+            for number in range(run.rollout.workers)
+        ]
+        self.ranks = [
+            _actor(LearnerRank, device, 1).remote(
+                str(weights),
+                run.learner,
+                device=device,
+                seed=run.seed,
+                rank=rank,
+                world_size=run.learner.ranks,
+                temperature=run.rollout.temperature,
+            )
+            for rank in range(run.learner.ranks)
+        ]
+        self.reference = _actor(Reference, device, 1).remote(
+            str(reference), run.learner, device=device, temperature=run.rollout.temperature
+        )
+
+    def _everyone(self) -> dict[str, Any]:
+        workers = {f"rollout worker {n}": worker for n, worker in enumerate(self.workers)}
+        ranks = {f"learner rank {n}": rank for n, rank in enumerate(self.ranks)}
+        return {"encoder": self.encoder, **workers, **ranks, "reference": self.reference}
+
+    async def _answer(self, actors: Mapping[str, Any]) -> None:
+        pings = {name: actor.ping.remote() for name, actor in actors.items()}
+        waits = {name: asyncio.ensure_future(result_of(ping)) for name, ping in pings.items()}
+        done, pending = await asyncio.wait(
+            waits.values(), timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_EXCEPTION
+        )
+        for task in done:
+            task.result()
+        if pending:
+            silent = ", ".join(name for name, task in waits.items() if task in pending)
+            raise ResourceError(
+                f"not started within {START_TIMEOUT_S:g} s: {silent}",
+                fix="see `ray status` for what the cluster is short of, or the actors' logs",
+            )
+
+    # --- questions ------------------------------------------------------------------------------
+
+    async def encode(self, question: Question) -> Any:
+        """A reference to the question's features; DataError when its media cannot be used."""
+        if not (question.video or question.images):
+            return ray.put(())
+        receipt, features = self.encoder.encode.options(num_returns=2).remote(question)
+        await result_of(receipt)
+        return features
+
+    def prompt(self, question: Question) -> np.ndarray:
+        return build_prompt(self.tokenizer, question, self.run.prompt.template).ids
+
+    def encode_response(self, text: str) -> np.ndarray:
+        """Ids of an edited response, the stop token behind it like behind a sampled one."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return np.asarray([*ids, self.spec.stop_ids[0]], dtype=np.int32)
+
+    # --- sampling -------------------------------------------------------------------------------
+
+    def explore(self, tasks: Sequence[Task], prefix: str) -> AsyncIterator[Group]:
+        """Groups of G rollouts, each as soon as it is finished."""
+        rollout = self.run.rollout
+        return self._sample(
+            tasks,
+            prefix,
+            n=rollout.group_size,
+            temperature=rollout.temperature,
+            max_tokens=rollout.max_tokens,
+        )
+
+    def evaluate(self, tasks: Sequence[Task], cfg: config.Evaluation) -> AsyncIterator[Group]:
+        """One response a question."""
+        return self._sample(
+            tasks,
+            "eval",
+            n=1,
+            temperature=cfg.temperature,
+            max_tokens=cfg.max_tokens,
+            repetition_penalty=cfg.repetition_penalty,
+        )
+
+    async def _sample(
+        self, tasks: Sequence[Task], prefix: str, **sampling: Any
+    ) -> AsyncIterator[Group]:
+        """Deal the tasks out to the workers and merge their streams."""
+        sampling["seed"] = zlib.crc32(f"{self.run.seed}/{prefix}".encode())
+        questions = {task.question.id: task.question for task in tasks}
+        results: asyncio.Queue[Any] = asyncio.Queue()
+        shares = [tasks[n :: len(self.workers)] for n in range(len(self.workers))]
+        readers = [
+            asyncio.create_task(_read(worker, share, sampling, results))
+            for worker, share in zip(self.workers, shares, strict=True)
+            if share
+        ]
+        try:
+            for _ in tasks:
+                sampled = await _first(results, readers)
+                yield Group(
+                    id=f"{prefix}.{sampled.id}",
+                    question=questions[sampled.id],
+                    prompt_ids=sampled.prompt_ids,
+                    rollouts=sampled.rollouts,
+                )
+        finally:
+            for reader in readers:
+                reader.cancel()
+
+    # --- learning -------------------------------------------------------------------------------
+
+    async def grpo_step(
+        self,
+        groups: Sequence[Group],
+        features: Mapping[str, Any],
+        phase: config.Grpo,
+        max_gap: float | None,
+    ) -> dict[str, float]:
+        """One optimiser step on all these groups; every rank takes its share of them."""
+        reference = await self._reference_logprobs(groups, features) if phase.kl_coef else None
+        rows = ray.put([_train_group(g, phase, reference) for g in groups])
+        wanted = {group.id: features[group.id] for group in groups}
+        steps = [rank.grpo_step.remote([rows], wanted, phase, max_gap) for rank in self.ranks]
+        return (await _all(steps))[0]
+
+    async def dpo_step(
+        self, pairs: Sequence[Pair], features: Mapping[str, Any], phase: config.Dpo
+    ) -> dict[str, float]:
+        rows = ray.put([_train_pair(pair) for pair in pairs])
+        steps = [rank.dpo_step.remote([rows], features, phase) for rank in self.ranks]
+        return (await _all(steps))[0]
+
+    async def attach_reference(
+        self, pairs: Sequence[Pair], features: Mapping[str, Any]
+    ) -> list[Pair]:
+        """The pairs with reference log-probabilities; shards of msgpack both ways."""
+        shard = await result_of(self.reference.attach.remote(as_shard(pairs), features))
+        return codec.unpack_many(memoryview(shard), Pair)
+
+    # --- weights --------------------------------------------------------------------------------
+
+    async def publish(self, version: int) -> None:
+        """The learner's weights to every rollout worker, through the object store."""
+        weights = await self._snapshot()
+        await _all([worker.load_weights.remote(version, [weights]) for worker in self.workers])
+
+    async def refit_reference(self, version: int) -> None:
+        weights = await self._snapshot()
+        await _all([self.reference.load_weights.remote(version, [weights])])
+
+    async def _snapshot(self) -> Any:
+        """A reference to the weights that train, as rank 0 returned them. All ranks take part,
+        since a sharded learner gathers."""
+        answers = [rank.weights.options(num_returns=2).remote() for rank in self.ranks]
+        await _all([receipt for receipt, _ in answers])
+        return answers[0][1]
+
+    async def save(self, folder: Path) -> None:
+        await _all([rank.save.remote(str(folder)) for rank in self.ranks])
+
+    def close(self) -> None:
+        for actor in self._everyone().values():
+            ray.kill(actor)
+
+
+def _actor(kind: type, device: str, gpus: int) -> Any:
+    """A Ray actor of the class; on a GPU cluster with GPUs of its own."""
+    return ray.remote(kind).options(num_cpus=1, num_gpus=gpus if device == "cuda" else 0)
+
+
+async def result_of(reference: Any) -> Any:
+    """Wait for an actor's answer; its own error comes out, not Ray's wrapping of it."""
+    try:
+        return await reference
+    except (RayTaskError, RayActorError) as error:
+        raise _unwrapped(error) from None
+
+
+def result_now(reference: Any) -> Any:
+    """The same outside an event loop."""
+    try:
+        return ray.get(reference)
+    except (RayTaskError, RayActorError) as error:
+        raise _unwrapped(error) from None
+
+
+async def _all(references: Sequence[Any]) -> list[Any]:
+    return list(await asyncio.gather(*(result_of(reference) for reference in references)))
+
+
+def _unwrapped(error: Exception) -> Exception:
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, VeripoError):
+        return cause
+    if isinstance(error, RayActorError):
+        return ResourceError(
+            f"an actor of the run died: {error}",
+            fix="its log tells why (often too little memory); then go on with --resume",
+        )
+    return error
+
+
+async def _read(
+    worker: Any, share: Sequence[Task], sampling: Mapping[str, Any], results: asyncio.Queue[Any]
+) -> None:
+    """Bring one worker's groups to the queue as they finish."""
+    stream = worker.sample.options(num_returns="streaming").remote(
+        [task.question.id for task in share],
+        [task.prompt_ids for task in share],
+        [task.features for task in share],
+        **sampling,
+    )
+    async for reference in stream:
+        await results.put(await result_of(reference))
+
+
+async def _first(results: asyncio.Queue[Any], readers: Sequence[asyncio.Task[None]]) -> Any:
+    """The next finished group; a worker that failed raises here instead of leaving us waiting."""
+    getting = asyncio.create_task(results.get())
+    working: set[asyncio.Task[Any]] = {getting, *readers}
+    while not getting.done():
+        done, working = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    return getting.result()
+
+
+def _train_group(
+    group: Group, phase: config.Grpo, reference: Mapping[str, Sequence[np.ndarray]] | None
+) -> TrainGroup:
+    return TrainGroup(
+        id=group.id,
+        prompt_ids=group.prompt_ids,
+        responses=[rollout.token_ids for rollout in group.rollouts],
+        old_logprobs=[rollout.logprobs for rollout in group.rollouts],
+        advantages=group_advantages([r.total for r in group.rewards], phase.advantage),
+        ref_logprobs=list(reference[group.id]) if reference else None,
+    )
+
+
+def _train_pair(pair: Pair) -> TrainPair:
+    assert pair.chosen.reference_logprob is not None
+    assert pair.rejected.reference_logprob is not None
+    return TrainPair(
+        id=pair.id,
+        prompt_ids=pair.prompt_ids,
+        chosen=pair.chosen.token_ids,
+        rejected=pair.rejected.token_ids,
+        reference_chosen=pair.chosen.reference_logprob,
+        reference_rejected=pair.rejected.reference_logprob,
+    )

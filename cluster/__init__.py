@@ -1,0 +1,1 @@
+"""How a run meets a cluster: checks before anything starts, launching, following."""

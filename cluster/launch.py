@@ -1,0 +1,187 @@
+"""Starts a run on a cluster (or a private one of this machine), follows it, and tells how it ended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from actors.coordinator import Coordinator
+from actors.team import result_now
+from cluster import preflight
+from cluster.preflight import Prepared
+from deployments import verifier
+from veripo_ray import config, recipe
+from veripo_ray.errors import ConfigError
+from veripo_ray.progress import Progress
+from veripo_ray.runlog import read_summary
+
+NAMESPACE = "veripo"
+POLL_S = 0.5
+# Logical CPUs of a private cluster: actors take turns, so a laptop's two cores carry them all.
+LOCAL_CPUS = 16
+LOCAL_STORE_BYTES = 1 << 30
+
+
+def train(run: config.Run, *, resume: bool, overwrite: bool, dry_run: bool) -> int:
+    """The whole of `veripo train`. Returns the exit status: 0 finished, 128 + signal stopped."""
+    if not dry_run:
+        preflight.check_output(run, resume=resume, overwrite=overwrite)
+        _make_room(run.output, resume=resume, overwrite=overwrite)
+    if resume:
+        _check_same_run(run)
+    prepared = preflight.prepare(run)
+    if dry_run:
+        _print_plan(prepared)
+        return 0
+    return _follow_to_the_end(prepared, resume=resume)
+
+
+def evaluate(run: config.Run) -> int:
+    """`veripo eval`: the stage 'initial' of a run without phases."""
+    prepared = preflight.prepare(run.model_copy(update={"schedule": ()}))
+    return _follow_to_the_end(prepared, resume=False)
+
+
+def _make_room(output: Path, *, resume: bool, overwrite: bool) -> None:
+    if not overwrite or resume or not output.exists():
+        return
+    if not (output / "config.yaml").exists():
+        raise ConfigError(
+            f"--overwrite: {output} does not look like a run's folder (no config.yaml)",
+            fix="delete it yourself, or give another --output",
+        )
+    shutil.rmtree(output)
+
+
+def _check_same_run(run: config.Run) -> None:
+    """What a resumed run must share with its beginning."""
+    before = recipe.load(run.output / "config.yaml")
+    now = preflight.resolve(run)
+    changed = [
+        name
+        for name in ("model", "seed", "schedule", "data", "video", "prompt")
+        if getattr(before, name) != getattr(now, name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"--resume: {', '.join(changed)} differ from {run.output / 'config.yaml'}",
+            fix="resume with the settings the run began with, or start a new one elsewhere",
+        )
+
+
+def _follow_to_the_end(prepared: Prepared, *, resume: bool) -> int:
+    run = prepared.run
+    with _cluster(run.device), _verifier(run, prepared.checkpoint) as url:
+        coordinator = _launch(prepared, url, resume=resume)
+        ending = coordinator.run.remote()
+        with Progress() as progress, _Stop(coordinator) as stop:
+            while not ray.wait([ending], timeout=POLL_S)[0]:
+                progress.update(result_now(coordinator.status.remote()))
+            outcome = result_now(ending)
+            _print_ending(progress, run, outcome)
+        ray.kill(coordinator)
+        return 0 if outcome == "finished" else 128 + stop.signal
+
+
+@contextmanager
+def _cluster(device: str) -> Iterator[None]:
+    """The cluster of RAY_ADDRESS (`ray job submit` sets it), or a private one for this run."""
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(namespace=NAMESPACE, log_to_driver=False)
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # private and on loopback
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            num_cpus=max(LOCAL_CPUS, os.cpu_count() or 1),
+            object_store_memory=LOCAL_STORE_BYTES if device == "cpu" else None,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _verifier(run: config.Run, checkpoint: Path) -> Iterator[str]:
+    url = verifier.start(run.verifier, str(checkpoint))
+    try:
+        yield url
+    finally:
+        verifier.stop()
+
+
+def _launch(prepared: Prepared, url: str, *, resume: bool) -> Any:
+    """The coordinator: named, so that others find it; detached, so that it outlives its driver."""
+    name = f"coordinator-{prepared.run.output.name}"
+    actor = ray.remote(Coordinator).options(name=name, lifetime="detached", num_cpus=0)
+    return actor.remote(
+        prepared.run,
+        checkpoint=prepared.checkpoint,
+        train=prepared.train,
+        heldout=prepared.heldout,
+        bad=prepared.bad,
+        verifier_url=url,
+        resume=resume,
+    )
+
+
+class _Stop:
+    """The first Ctrl-C or SIGTERM asks the coordinator to write a checkpoint and stop; a second
+    one ends the command at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator, self.signal = coordinator, 0
+
+    def __enter__(self) -> _Stop:
+        self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        if self.signal:
+            raise SystemExit(128 + number)
+        self.signal = number
+        self._coordinator.stop.remote()
+
+
+def _print_ending(progress: Progress, run: config.Run, outcome: str) -> None:
+    summary = read_summary(run.output)
+    assert summary is not None  # the coordinator writes it before it returns
+    report = run.output / "report.html"
+    note = "" if outcome == "finished" else "stopped; --resume goes on from the checkpoint"
+    progress.finish(
+        summary.stages,
+        report=report if report.exists() else None,
+        checkpoint=run.output / "checkpoints" / "latest" / "hf" if summary.checkpoint else None,
+        note=note,
+    )
+
+
+def _print_plan(prepared: Prepared) -> None:
+    run = prepared.run
+    console = Console(highlight=False)
+    console.print(f"{len(prepared.train)} questions to train on, {len(prepared.heldout)} held out")
+    for item in prepared.bad:
+        console.print(f"left out: {item.name}: {item.reason}", markup=False)
+    console.print(f"model {prepared.checkpoint} on {run.device}; output {run.output}")
+    console.print("schedule: " + ", ".join(phase.phase for phase in run.schedule))
+    console.print("every check passed; nothing was started")

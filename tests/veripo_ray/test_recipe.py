@@ -1,0 +1,108 @@
+"""A configuration is checked whole; every mistake names the setting, its value and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from veripo_ray import recipe
+from veripo_ray.config import DpoPhase, GrpoPhase
+from veripo_ray.errors import ConfigError
+
+BASE = """
+model: tinyworld
+data: {tinyworld: {train: 64}}
+grpo: {lr: 5e-4, rollout_batch: 16, train_batch: 16}
+dpo: {beta: 0.2}
+schedule: [grpo, dpo, {phase: grpo, lr: 2e-4}]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(BASE)
+    return path
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    assert "quickstart" in recipe.available()
+    for name in recipe.available():
+        if name != "sft_cold_start":  # names a user's own files
+            assert recipe.load(name).schedule
+
+
+def test_phase_sections_lie_under_the_schedules_entries(file: Path) -> None:
+    first, dpo, second = recipe.load(file).schedule
+    assert isinstance(first, GrpoPhase)
+    assert isinstance(second, GrpoPhase)
+    assert isinstance(dpo, DpoPhase)
+    assert (first.lr, second.lr, second.rollout_batch, dpo.beta) == (5e-4, 2e-4, 16, 0.2)
+
+
+def test_overrides_reach_sections_phases_and_the_schedule(file: Path) -> None:
+    run = recipe.load(file, ["grpo.epochs=2", "schedule.1.beta=0.3", "seed=7", "rollout.workers=2"])
+    assert [p.epochs for p in run.schedule] == [2, 1, 2]
+    assert run.schedule[1].beta == 0.3  # type: ignore[union-attr]
+    assert (run.seed, run.rollout.workers) == (7, 2)
+    assert len(recipe.load(file, ["schedule=[grpo]"]).schedule) == 1
+
+
+def test_the_resolved_configuration_reads_back_equal(file: Path, tmp_path: Path) -> None:
+    run = recipe.load(file)
+    written = tmp_path / "config.yaml"
+    written.write_text(recipe.dump(run))
+    assert recipe.load(written) == run
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("grpo.lrr=1", "grpo.lrr: unknown setting; did you mean grpo.lr?"),
+        ("rollout.wrkers=3", "rollout.wrkers: unknown setting; did you mean rollout.workers?"),
+        ("rollout.workers=x", r"rollout.workers: .*integer.*\(got 'x'\)"),
+        ("schedule.1.bta=3", "schedule.1.bta: unknown setting; did you mean schedule.1.beta?"),
+        ("zebra=1", "zebra: unknown setting; known here: model, output"),
+        ("grpo.train_batch=7", r"rollout_batch = 16 is not a multiple of train_batch = 7; make it 21"),
+        ("grpo.questions=20", r"questions = 20 is not a multiple of rollout_batch = 16; make it 32"),
+        ("schedule=[dpo]", "a dpo phase needs a grpo phase right before it"),
+        ("learner.ranks=64", r"train_batch = 16 gives some of the 64 learner ranks nothing"),
+        ("rollout.max_tokens=30000", "rollout.max_model_len = 20480 leaves no room"),
+        ("data.train=x.jsonl", "both files and data.tinyworld are set"),
+        ("data.tinyworld=null", "set data.train and data.heldout"),
+        ("schedule.9.lr=1", "does not fit the recipe"),
+        ("grpo=3", "grpo: expected settings, got 3"),
+        ("nonsense", "'nonsense' is not an override"),
+    ],
+)
+def test_a_mistake_names_the_setting_and_the_fix(file: Path, override: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says.replace("?", r"\?")) as caught:
+        recipe.load(file, [override])
+    assert "Traceback" not in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once(file: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        recipe.load(file, ["rollout.workers=0", "learner.zero_stage=9"])
+    assert "2 settings need mending" in str(caught.value)
+    assert "rollout.workers" in str(caught.value)
+    assert "learner.zero_stage" in str(caught.value)
+
+
+def test_an_unknown_recipe_lists_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown recipe 'nope'") as caught:
+        recipe.load("nope")
+    assert "quickstart" in str(caught.value)
+    with pytest.raises(ConfigError, match="no such recipe file"):
+        recipe.load(tmp_path / "absent.yaml")
+
+
+def test_a_file_that_is_not_yaml_of_settings_says_so(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("model: [unclosed")
+    with pytest.raises(ConfigError, match="broken"):
+        recipe.load(broken)
+    broken.write_text("- just\n- a list")
+    with pytest.raises(ConfigError, match="expected settings, got list"):
+        recipe.load(broken)

@@ -1,0 +1,113 @@
+"""The `veripo` command. Each verb hands over to the part that does it; this file only asks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from veripo_ray.errors import VeripoError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="VeriPO-Ray: the VerIPO loop (GRPO, verifier, DPO) for video language models, on Ray.",
+)
+data = typer.Typer(no_args_is_help=True, help="Make data sets.")
+app.add_typer(data, name="data")
+
+Recipe = Annotated[str, typer.Argument(help="A recipe's name or the path of a .yaml file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")
+]
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="The run's folder.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete what an earlier run left in the folder.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, start nothing.")
+    ] = False,
+) -> None:
+    """Train: the phases of the recipe's schedule, one after the other."""
+    from cluster import launch
+    from veripo_ray import recipe as recipes
+
+    chosen = [*(overrides or []), *([f"output={output}"] if output else [])]
+    run = recipes.load(recipe, chosen)
+    raise typer.Exit(launch.train(run, resume=resume, overwrite=overwrite, dry_run=dry_run))
+
+
+@app.command("eval")
+def evaluate(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Evaluate the recipe's model on its held-out questions and print the table."""
+    from cluster import launch
+    from veripo_ray import recipe as recipes
+
+    raise typer.Exit(launch.evaluate(recipes.load(recipe, overrides or [])))
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="JSONL of items: question, kind, gold, response.")],
+    url: Annotated[str | None, typer.Option(help="A verifier's address; without it, here.")] = None,
+) -> None:
+    """Judge responses: one verdict a line, as JSON."""
+    from veripo_ray.verifier.command import verify_file
+
+    verify_file(file, url)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Write report.html anew from what the run's folder holds."""
+    from veripo_ray.report import write_report
+
+    Console().print(f"wrote {write_report(folder)}", soft_wrap=True)
+
+
+@app.command()
+def doctor() -> None:
+    """Check versions, builds, GPU, shared memory, ports and Ray; print a fix for each finding."""
+    from veripo_ray import doctor as examiner
+
+    raise typer.Exit(examiner.main())
+
+
+@data.command()
+def tinyworld(
+    folder: Annotated[Path, typer.Argument(help="Where clips and questions go.")],
+    questions: Annotated[int, typer.Option(min=1, help="Questions to train on.")] = 512,
+    heldout: Annotated[int, typer.Option(min=1, help="Questions to evaluate on.")] = 400,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+) -> None:
+    """Write the tiny world: mp4 clips, train.jsonl and heldout.jsonl."""
+    from veripo_ray.tinyworld.world import write_world
+
+    write_world(folder, questions=questions, heldout=heldout, seed=seed)
+    Console().print(f"wrote {questions} + {heldout} questions to {folder}", soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point: an error that is the user's to mend is printed without a traceback."""
+    try:
+        app()
+    except VeripoError as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]error[/] {_escaped(error)}", soft_wrap=True)
+        sys.exit(2)
+
+
+def _escaped(error: VeripoError) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))

@@ -1,0 +1,119 @@
+"""Where a run stands: what a checkpoint records beside the weights, and how the newest is found.
+
+A checkpoint is `checkpoints/<number>/` with `hf/` (weights that transformers and vLLM load),
+`state/` (optimiser and RNG of every rank) and `run.json` (this module). The folder gets its
+final name last, so a checkpoint either is whole or is not there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from veripo_ray.errors import CheckpointError
+from veripo_ray.runlog import Cost, Stage
+
+
+class RunState(BaseModel):
+    """The run's position. A phase is over when its stage (evaluation) is in `stages`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    # where
+    phase_index: int = 0
+    iteration: int = 1
+    step: int = Field(0, description="grpo: rollout batches, dpo: optimiser steps, done in this phase")
+    order: list[str] = Field([], description="question ids of this grpo phase, in order")
+    cursor: int = Field(0, description="how many of `order` are used up")
+    version: int = Field(0, description="policy version: weight updates published so far")
+    # what the phase has cost and seen
+    seconds: float = 0.0
+    samples: int = 0
+    pairs: int = 0
+    logprob_gap_max: float = 0.0
+    mean_accuracy: dict[str, float] = Field({}, description="mean r_a by question, last grpo phase")
+    # what the run has
+    stages: list[Stage] = []
+    cost: dict[str, Cost] = {}
+    switch_seconds: list[float] = []
+    reference: str | None = Field(None, description="checkpoint that entered the dpo phase")
+    # where its files end
+    journal_start: dict[str, int] = Field({}, description="journal sizes when the last grpo began")
+    journal_sizes: dict[str, int] = {}
+    metrics_size: int = 0
+
+    def spend(self, phase: str, part: str, seconds: float) -> None:
+        """Count wall seconds of one part of the work for the phase and for the run."""
+        cost = self.cost.get(phase) or Cost(samples=0, parts={})
+        parts = {**cost.parts, part: cost.parts.get(part, 0.0) + seconds}
+        self.cost[phase] = Cost(samples=cost.samples, parts=parts)
+        self.seconds += seconds
+
+    def count(self, phase: str, samples: int) -> None:
+        """Count samples trained on."""
+        cost = self.cost.get(phase) or Cost(samples=0, parts={})
+        self.cost[phase] = Cost(samples=cost.samples + samples, parts=cost.parts)
+        self.samples += samples
+
+    def next_phase(self, iteration: int) -> None:
+        self.phase_index += 1
+        self.iteration = iteration
+        self.step = self.cursor = self.samples = self.pairs = 0
+        self.seconds = self.logprob_gap_max = 0.0
+        self.order = []
+
+
+class Checkpoints:
+    """The checkpoints folder of a run."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self.folder = run_folder / "checkpoints"
+
+    def begin(self) -> Path:
+        """An empty folder to write the next checkpoint into."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for stale in self.folder.glob("*.writing"):
+            shutil.rmtree(stale)
+        numbers = [int(path.name) for path in self._whole()]
+        writing = self.folder / f"{max(numbers, default=0) + 1:06d}.writing"
+        writing.mkdir()
+        return writing
+
+    def commit(self, writing: Path, state: RunState, keep: int) -> Path:
+        """Give the folder its final name, point `latest` at it, and drop what is too old."""
+        (writing / "run.json").write_text(state.model_dump_json(indent=1))
+        final = writing.with_suffix("")
+        writing.rename(final)
+        self._point_latest(final)
+        protected = {final.name, state.reference}
+        for old in self._whole()[:-keep]:
+            if old.name not in protected:
+                shutil.rmtree(old)
+        return final
+
+    def latest(self) -> Path | None:
+        whole = self._whole()
+        return whole[-1] if whole else None
+
+    def _whole(self) -> list[Path]:
+        return sorted(p for p in self.folder.glob("[0-9]*") if (p / "run.json").is_file())
+
+    def _point_latest(self, final: Path) -> None:
+        link = self.folder / "latest.new"
+        link.unlink(missing_ok=True)
+        link.symlink_to(final.name)
+        os.replace(link, self.folder / "latest")
+
+
+def read_state(checkpoint: Path) -> RunState:
+    path = checkpoint / "run.json"
+    try:
+        return RunState.model_validate_json(path.read_text())
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}",
+            fix="delete this checkpoint's folder to resume from the one before it",
+        ) from error
