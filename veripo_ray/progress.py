@@ -48,7 +48,9 @@ class Status:
 
     @property
     def label(self) -> str:
-        return stage_label(self.iteration, self.phase) if self.iteration else self.phase
+        """'grpo 2'; of an evaluation or a start, the iteration says nothing."""
+        in_loop = self.phase in ("sft", "grpo", "dpo")
+        return stage_label(self.iteration, self.phase) if in_loop else self.phase
 
 
 class Eta:

@@ -164,17 +164,17 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
 
 
 class Point(Entry):
-    """The metrics of one optimiser step: a line of metrics.jsonl."""
+    """The metrics of one step, a rollout batch or a batch of pairs: a line of metrics.jsonl."""
 
     phase: str
     iteration: Natural
-    step: Natural = Field(description="optimiser step within the phase, from 1")
+    step: Natural = Field(description="within the phase, from 1")
     time: float = Field(description="seconds since 1970")
     values: dict[str, float]
 
 
 class MetricsLog:
-    """metrics.jsonl, a line an optimiser step, and the same as TensorBoard events.
+    """metrics.jsonl, a line a step, and the same as TensorBoard events.
 
     A checkpoint stores `size()`; a resumed run calls `truncate(size)` with it, so that the steps
     it repeats replace the lost ones. TensorBoard's step is the number of the line.
