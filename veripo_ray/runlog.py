@@ -216,7 +216,7 @@ class MetricsLog:
         """Forgets what was written after the first `size` bytes, and a torn line before that."""
         if size > self.size():
             raise DataError(
-                f"{self.path} has {self.size()} bytes, fewer than the {size} its checkpoint recorded",
+                f"{self.path} has {self.size()} bytes, fewer than the {size} of its checkpoint",
                 fix="restore metrics.jsonl, or start a new run in another --output",
             )
         self._file.seek(0)

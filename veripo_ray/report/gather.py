@@ -1,4 +1,4 @@
-"""Everything the report shows, read from a run's folder. A part that is missing is None or empty."""
+"""Everything the report shows, read from a run's folder. What is missing is None or empty."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from veripo_ray.progress import duration
+from veripo_ray.progress.formats import duration
 from veripo_ray.records import Pair
 from veripo_ray.report import markup, plots, words
 from veripo_ray.report.gather import FamilyPairs, RunData, gather
@@ -106,7 +106,7 @@ def _environment() -> Environment:
         duration=duration,
         seconds=_seconds,
         value=words.value_text,
-        minus=lambda number: f"{number:.2f}".replace("-", "−"),
+        minus=lambda number: f"{number:.2f}".replace("-", words.MINUS),
         response=markup.response,
     )
     return environment

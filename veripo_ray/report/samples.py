@@ -133,8 +133,8 @@ def _encode(frame_HWC: np.ndarray) -> str:
     image = Image.fromarray(np.ascontiguousarray(frame_HWC, dtype=np.uint8))
     buffer = io.BytesIO()
     if image.height < TINY_HEIGHT:
-        factor = -(-FRAME_HEIGHT // image.height)
-        _resized(image, factor, Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
+        whole_factor = -(-FRAME_HEIGHT // image.height)
+        _resized(image, whole_factor, Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
         kind = "png"
     else:
         factor = min(1.0, FRAME_HEIGHT / image.height)

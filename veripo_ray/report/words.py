@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
+from veripo_ray.progress.formats import UNKNOWN
 from veripo_ray.report.plots import MEASURES, Measure
 from veripo_ray.runlog import Judges, Stage
 
+MINUS = "\N{MINUS SIGN}"
 HEADLINE = ("accuracy", "inconsistency", "correct_and_consistent")
 NOUNS = {"correct_and_consistent": "the share of correct and consistent responses"}
 BETTER_LOW = ("inconsistency", "repetition")
@@ -68,7 +71,7 @@ class Change:
             return f"{name} went from {self.before_text} to {self.after_text}, errors unknown"
         if self.verdict == "unclear":
             return f"{name} did not change beyond its error ({self.amount})"
-        by = f"by {self.amount.lstrip('+−')}"
+        by = f"by {self.amount.lstrip('+' + MINUS)}"
         return f"{name} {'rose' if self.difference > 0 else 'fell'} {by}"
 
 
@@ -131,7 +134,7 @@ def steps(stages: Sequence[Stage]) -> list[Step]:
     """Every phase against the stage before it."""
     return [
         Step(after, tuple(change(before, after, field) for field in HEADLINE))
-        for before, after in zip(stages, stages[1:], strict=False)
+        for before, after in pairwise(stages)
     ]
 
 
@@ -162,7 +165,7 @@ def video_sentence(videos: int, decodes: int, encodes: int) -> str:
 def value_text(measure: Measure, value: float | None, error: float | None) -> str:
     """'31.2 ± 2.3%', '24.8 ± 0.4'."""
     if value is None:
-        return "–"
+        return UNKNOWN
     scale, unit = (100, "%") if measure.percent else (1, "")
     return f"{scale * value:.1f}{error_text(error, scale)}{unit}"
 
@@ -176,4 +179,4 @@ def signed(value: float) -> str:
     text = f"{abs(value):.1f}"
     if float(text) == 0:
         return text
-    return f"+{text}" if value > 0 else f"−{text}"
+    return f"+{text}" if value > 0 else f"{MINUS}{text}"
