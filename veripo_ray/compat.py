@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
+_NAMESPACE = "torchvision"
 _MISSING_OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -96,7 +97,7 @@ class _ExtensionLoader(SourceFileLoader):
 def _declare_missing_operators() -> None:
     import torch
 
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library(_NAMESPACE, "DEF")
     for schema in _MISSING_OPERATORS:
         library.define(schema)
     _libraries.append(library)

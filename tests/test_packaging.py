@@ -1,0 +1,101 @@
+"""What a user installs: the wheel is whole, the start-up file reaches both kinds of install, and
+the list of exact versions agrees with the ranges."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("veripo_ray", "actors", "deployments", "cluster")
+BUILD = """
+import sys
+from hatchling.build import build_editable, build_wheel
+print({"wheel": build_wheel, "editable": build_editable}[sys.argv[1]](sys.argv[2]))
+"""
+
+
+def build(kind: str, folder: Path) -> Path:
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, kind, str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / done.stdout.split()[-1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    with zipfile.ZipFile(build("wheel", tmp_path_factory.mktemp("wheel"))) as opened:
+        yield opened
+
+
+def test_the_wheel_holds_every_file_of_the_packages_and_nothing_of_the_tests(wheel):
+    packaged = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    sources = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert packaged == sources | {"veripo_ray_compat.pth"}
+    assert any(re.match(r"veripo_ray/recipes/\w+\.yaml", name) for name in packaged)
+    assert any(re.match(r"veripo_ray/prompts/\w+\.txt", name) for name in packaged)
+    assert "veripo_ray/tinyworld/checkpoint/model.safetensors" in packaged
+    assert "deployments/verifier.yaml" in packaged
+
+
+def test_the_wheel_carries_licence_command_and_ranges(wheel):
+    info = next(name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name)
+    assert "Apache License" in wheel.read(f"{info}/licenses/LICENSE").decode()
+    assert "veripo = veripo_ray.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    assert "Requires-Dist: transformers" in wheel.read(f"{info}/METADATA").decode()
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_either_kind_of_install_arms_the_import_fixes_at_start(kind, tmp_path):
+    site = tmp_path / "site"
+    with zipfile.ZipFile(build(kind, tmp_path)) as opened:
+        opened.extractall(site)
+    source = (
+        f"import site, sys; site.addsitedir({str(site)!r}); "
+        "print(sys.modules['veripo_ray.compat'].__file__)"
+    )
+    command = [sys.executable, "-I", "-S", "-c", source]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    expected = site if kind == "wheel" else ROOT
+    assert done.stdout.strip() == str(expected / "veripo_ray" / "compat.py"), done.stderr
+
+
+def pinned() -> dict[str, str]:
+    lines = (ROOT / "constraints" / "cpu.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.+]+", pin) for pin in pins)  # no addresses, no ranges
+    return {canonicalize_name(name): version for name, version in (p.split("==") for p in pins)}
+
+
+def test_the_exact_versions_are_within_the_ranges_and_complete():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["cpu"], *extras["dev"], *extras["interop"]]
+    pins = pinned()
+    for requirement in map(Requirement, wanted):
+        version = pins.get(canonicalize_name(requirement.name))
+        assert version is not None, f"{requirement} is not pinned"
+        assert requirement.specifier.contains(version), f"{requirement}, pinned to {version}"
+
+
+def test_torchaudio_stays_away():
+    assert "torchaudio" not in pinned()
