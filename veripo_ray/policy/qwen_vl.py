@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from veripo_ray.errors import CheckpointError, DataError
@@ -36,16 +36,16 @@ def read_spec(checkpoint: str | Path) -> Spec:
 
 
 def load_tokenizer(checkpoint: str | Path) -> Any:
-    """The checkpoint's tokenizer, chat template included."""
+    """The checkpoint's tokenizer, chat template included. Raises CheckpointError without one."""
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"no usable tokenizer in checkpoint '{checkpoint}': {error}",
-            fix="copy the tokenizer's files (tokenizer.json, tokenizer_config.json) into it",
-        ) from error
+    folder = Path(checkpoint)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise CheckpointError(  # transformers would make up an empty one
+            f"checkpoint '{checkpoint}' has no tokenizer",
+            fix="copy tokenizer.json and tokenizer_config.json into it",
+        )
+    return AutoTokenizer.from_pretrained(folder)
 
 
 class QwenVL:
@@ -253,7 +253,7 @@ def _load_model(
                 attn_implementation="sdpa",
                 output_loading_info=True,
             )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot read the weights of checkpoint '{folder}': {error}",
             fix="the folder needs every *.safetensors file that its index names",

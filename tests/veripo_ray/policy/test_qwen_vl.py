@@ -1,0 +1,198 @@
+"""Loading, naming and saving checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from veripo_ray.errors import CheckpointError, DataError
+from veripo_ray.policy.grouped import response_logprobs
+from veripo_ray.policy.qwen_vl import QwenVL, load_tokenizer, read_spec
+
+
+@pytest.fixture
+def copy(tiny_checkpoint, tmp_path):
+    """A checkpoint that a test may damage."""
+    return shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+
+
+def names_in(folder) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as reader:
+            tensors |= {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+    return tensors
+
+
+def test_the_spec_is_the_checkpoint_s(spec, tiny_checkpoint):
+    tokenizer = load_tokenizer(tiny_checkpoint)
+    assert (spec.patch, spec.merge, spec.temporal_patch) == (14, 2, 2)
+    assert spec.placeholders == {
+        tokenizer.convert_tokens_to_ids("<|image_pad|>"): "image",
+        tokenizer.convert_tokens_to_ids("<|video_pad|>"): "video",
+    }
+    assert spec.stop_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
+
+
+def test_every_special_token_but_the_stop_tokens_is_banned(spec, tiny_checkpoint):
+    tokenizer = load_tokenizer(tiny_checkpoint)
+    special = set(tokenizer.all_special_ids) | set(spec.placeholders)
+    assert special - set(spec.stop_ids) <= set(spec.banned_ids)
+    assert not set(spec.banned_ids) & set(spec.stop_ids)
+    assert tokenizer.convert_tokens_to_ids("<think>") not in spec.banned_ids
+
+
+def test_stop_tokens_include_those_of_the_generation_config(copy):
+    path = copy / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [2, 0]}))
+    assert read_spec(copy).stop_ids == (2, 0)
+    path.unlink()
+    assert read_spec(copy).stop_ids == (2,)
+
+
+def test_trainable_names_are_those_of_the_saved_checkpoint(policy, tiny_checkpoint):
+    saved = {name for name in names_in(tiny_checkpoint) if not name.startswith("visual.")}
+    assert set(policy.trainable()) == saved
+
+
+def test_a_frozen_tower_does_not_train(tiny_checkpoint):
+    whole = QwenVL.load(tiny_checkpoint, dtype=torch.float32)
+    assert set(whole.trainable()) == set(names_in(tiny_checkpoint))
+    whole.freeze_tower()
+    assert not any(name.startswith("visual.") for name in whole.trainable())
+
+
+def test_parts_that_are_left_out_are_not_held(tiny_checkpoint, policy, tower):
+    sizes = {name: tensor.numel() for name, tensor in names_in(tiny_checkpoint).items()}
+    vision = sum(n for name, n in sizes.items() if name.startswith("visual."))
+    assert sum(p.numel() for p in policy.model.parameters()) == sum(sizes.values()) - vision
+    assert sum(p.numel() for p in tower.policy.model.parameters()) == vision
+
+
+def test_saving_without_the_tower_still_writes_the_whole_checkpoint(
+    policy, tiny_checkpoint, tmp_path
+):
+    with torch.no_grad():
+        policy.model.lm_head.weight.add_(1.0)
+    policy.save(tmp_path / "saved")
+    source, saved = names_in(tiny_checkpoint), names_in(tmp_path / "saved")
+    assert source.keys() == saved.keys()
+    for name, tensor in saved.items():
+        expected = source[name] + 1.0 if name == "lm_head.weight" else source[name]
+        assert torch.equal(tensor, expected), name
+    kept = {path.name for path in tiny_checkpoint.iterdir()}
+    assert kept == {path.name for path in (tmp_path / "saved").iterdir()}
+
+
+def test_a_saved_checkpoint_loads_with_plain_transformers(
+    policy, tiny_checkpoint, tmp_path, group_of, video
+):
+    from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+    policy.save(tmp_path / "saved")
+    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        tmp_path / "saved", output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert model.dtype == torch.float32
+    assert AutoProcessor.from_pretrained(tmp_path / "saved").tokenizer.chat_template
+    again = QwenVL.load(tmp_path / "saved", dtype=torch.float32, tower=False)
+    group = group_of([video], [4])
+    assert torch.equal(
+        response_logprobs(policy, [group])[0][0], response_logprobs(again, [group])[0][0]
+    )
+
+
+def test_given_weights_are_saved_in_the_model_s_dtype_with_the_config_saying_so(
+    tiny_checkpoint, tmp_path
+):
+    half = QwenVL.load(tiny_checkpoint, dtype=torch.bfloat16, tower=False)
+    gathered = {name: w.detach() + 1 for name, w in half.trainable().items()}
+    half.save(tmp_path / "saved", gathered)
+    saved = names_in(tmp_path / "saved")
+    assert torch.equal(saved["lm_head.weight"], gathered["lm_head.weight"])
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "saved/config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_an_unsupported_family_is_named_with_the_supported_ones(copy):
+    config = json.loads((copy / "config.json").read_text()) | {"model_type": "llama"}
+    (copy / "config.json").write_text(json.dumps(config))
+    for load in (read_spec, lambda folder: QwenVL.load(folder, dtype=torch.float32)):
+        with pytest.raises(CheckpointError, match="'llama'") as raised:
+            load(copy)
+        assert "qwen2_5_vl" in raised.value.fix
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere.*config\.json"):
+        QwenVL.load(tmp_path / "nowhere", dtype=torch.float32)
+
+
+def test_a_checkpoint_without_weights_is_named(copy):
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="weights"):
+        QwenVL.load(copy, dtype=torch.float32)
+
+
+def test_a_truncated_weight_file_is_named(copy):
+    data = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match="weights"):
+        QwenVL.load(copy, dtype=torch.float32)
+
+
+def test_missing_weights_are_never_made_up(copy):
+    from safetensors.torch import save_file
+
+    tensors = names_in(copy)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj"):
+        QwenVL.load(copy, dtype=torch.float32)
+
+
+def test_a_checkpoint_without_tokenizer_is_named(copy):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copy / name).unlink()
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        read_spec(copy)
+
+
+def test_sliding_window_attention_is_refused(copy):
+    config = json.loads((copy / "config.json").read_text())
+    layers = config["text_config"]["num_hidden_layers"]
+    config["text_config"] |= {
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention"] * layers,
+    }
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="sliding"):
+        QwenVL.load(copy, dtype=torch.float32)
+
+
+def test_features_of_another_count_than_the_placeholders_are_refused(policy, spec, video):
+    ids = torch.full((1, video.rows + 1), spec.video_pad)
+    with pytest.raises(DataError, match="placeholders"):
+        policy.embed(ids, [video])
+
+
+def test_gradient_checkpointing_changes_no_gradient(policy, group_of, video):
+    group = group_of([video], [4, 2])
+
+    def gradients() -> dict[str, np.ndarray]:
+        policy.model.zero_grad()
+        sum(part.sum() for part in response_logprobs(policy, [group])[0]).backward()
+        return {n: p.grad.numpy().copy() for n, p in policy.trainable().items()}
+
+    plain = gradients()
+    policy.enable_gradient_checkpointing()
+    again = gradients()
+    assert all(np.allclose(plain[n], again[n], atol=1e-7) for n in plain)
