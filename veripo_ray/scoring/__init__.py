@@ -1,0 +1,1 @@
+"""How a response becomes a reward: reading it, and comparing its answer with the gold one."""

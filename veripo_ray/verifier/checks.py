@@ -1,0 +1,122 @@
+"""Five of the verifier's six checks, each a typed result with a reason a person can read.
+
+The sixth, consistency, is a judge's (see `judges` and `verify`). Definitions of VerIPO's
+verifier beyond the names of its checks are not public; these are this project's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+
+from veripo_ray import config
+from veripo_ray.errors import VeripoError
+from veripo_ray.records import Check, CheckName, Kind, Span
+from veripo_ray.scoring import rewards
+from veripo_ray.scoring.answers import Parts
+from veripo_ray.verifier.repetition import repetition
+
+CountTokens = Callable[[str], int]
+_MAX_SPANS = 8
+
+
+def count_words(text: str) -> int:
+    """Tokens by white space: exact in the tiny world, a stand-in where no tokenizer is given."""
+    return len(text.split())
+
+
+def failed(name: CheckName, error: str) -> Check:
+    """A check that could not be done: neither passed nor failed."""
+    return Check(name=name, passed=None, reason="the check could not be done", error=error)
+
+
+def check_format(parts: Parts) -> Check:
+    reason = parts.problem or "one <think> block, then one <answer> block"
+    return Check(name="format", passed=parts.well_formed, reason=reason)
+
+
+def check_accuracy(parts: Parts, kind: Kind, gold: str, cfg: config.Checks, *, name: str) -> Check:
+    """value is r_a. A numeric answer counts as right from `cfg.numeric_correct` on."""
+    try:
+        value = rewards.accuracy(kind, gold, parts.answer_text, name=name)
+    except VeripoError as error:
+        return failed("accuracy", error.problem)
+    passed = value >= (cfg.numeric_correct if kind is Kind.NUMERIC else 1.0)
+    reason, evidence = "there is no complete <answer> block", ()
+    if parts.answer is not None:
+        shown = " ".join(parts.answer_text.split())[:80] if parts.answer_text else ""
+        reason = f"the answer {shown!r} is {'right' if passed else 'wrong'}: r_a = {value:.3g}"
+        evidence = (Span(start=parts.answer[0], end=parts.answer[1]),)
+    return Check(name="accuracy", passed=passed, value=value, reason=reason, evidence=evidence)
+
+
+def check_length(parts: Parts, cfg: config.Checks, count_tokens: CountTokens) -> Check:
+    """value is the number of tokens of the thinking."""
+    tokens = count_tokens(parts.thinking_text)
+    low, high = cfg.min_think_tokens, cfg.max_think_tokens
+    reason = f"the thinking has {tokens} tokens"
+    if tokens < low:
+        reason += f", fewer than {low}"
+    elif tokens > high:
+        reason += f", more than {high}"
+    return Check(name="length", passed=low <= tokens <= high, value=tokens, reason=reason)
+
+
+def check_repetition(parts: Parts, cfg: config.Checks) -> Check:
+    """value is the share of the thinking's words that repeat earlier ones."""
+    found = repetition(parts.thinking_text, cfg.repetition_ngram)
+    reason = "nothing in the thinking repeats itself"
+    if found.spans:
+        start, end = found.spans[0]
+        shown = " ".join(parts.thinking_text[start : min(end, start + 60)].split())
+        reason = f"{found.share:.0%} of the thinking repeats itself, as in {shown!r}"
+    return Check(
+        name="repetition",
+        passed=found.share <= cfg.max_repetition,
+        value=found.share,
+        reason=reason,
+        evidence=_spans(found.spans, parts.thinking[0]),
+    )
+
+
+def check_reflection(parts: Parts, cfg: config.Checks) -> Check:
+    """value is the number of reflective turns. Passed: one stands inside the thinking, with
+    something to reconsider before it and a continuation behind. None: there is no such turn, which
+    is no fault. Not passed: there are some, but none in its place."""
+    turns = [match.span() for match in _pattern(cfg.reflective_words).finditer(parts.text)]
+    placed = [turn for turn in turns if _is_placed(turn, parts)]
+    if not turns:
+        return Check(name="reflection", passed=None, value=0, reason="no reflective turn")
+    start, end = (placed or turns)[0]
+    where = "inside the thinking" if placed else "with nothing to reconsider or to go on with"
+    return Check(
+        name="reflection",
+        passed=bool(placed),
+        value=len(placed),
+        reason=f"{len(placed or turns)} reflective turn(s) {where}, as {parts.text[start:end]!r}",
+        evidence=_spans(tuple(placed or turns), 0),
+    )
+
+
+def _is_placed(turn: tuple[int, int], parts: Parts) -> bool:
+    (start, end), (first, last) = turn, parts.thinking
+    if not first <= start <= end <= last:
+        return False
+    return bool(parts.text[first:start].strip() and parts.text[end:last].strip(" \t\n.,:;!?"))
+
+
+@lru_cache
+def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    """Any of the phrases as whole words; a final `*` stands for any ending of the word."""
+    if not words:
+        return re.compile(r"(?!)")
+    phrases = [
+        re.escape(word.removesuffix("*")) + (r"\w*+" if word.endswith("*") else "")
+        for word in sorted(words, key=len, reverse=True)
+    ]
+    return re.compile(rf"\b(?:{'|'.join(phrases)})\b", re.IGNORECASE)
+
+
+def _spans(spans: tuple[tuple[int, int], ...], offset: int) -> tuple[Span, ...]:
+    return tuple(Span(start=s + offset, end=e + offset) for s, e in spans[:_MAX_SPANS])

@@ -1,0 +1,139 @@
+"""The whole verifier, without a server: items in, a verdict each out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from veripo_ray import config
+from veripo_ray.errors import VeripoError
+from veripo_ray.records import CHECKS, Check, Kind, Question, Record, Span, Verdict
+from veripo_ray.scoring import answers
+from veripo_ray.scoring.answers import Parts
+from veripo_ray.verifier.checks import (
+    CountTokens,
+    check_accuracy,
+    check_format,
+    check_length,
+    check_reflection,
+    check_repetition,
+    count_words,
+    failed,
+)
+from veripo_ray.verifier.judges import Case, Judge, Judgement
+
+log = logging.getLogger(__name__)
+
+
+class Item(Record):
+    """One response to judge, with as much of its question as that takes."""
+
+    question_id: str = Field("", max_length=1024)
+    question: str = Field("", description="the question's text, for judges that read it")
+    kind: Kind
+    gold: str = Field(min_length=1)
+    options: tuple[str, ...] = Field((), max_length=64)
+    response: str
+
+    @classmethod
+    def of(cls, question: Question, response: str) -> Item:
+        return cls(
+            question_id=question.id,
+            question=question.text,
+            kind=question.kind,
+            gold=question.gold,
+            options=question.options,
+            response=response,
+        )
+
+
+def verify(
+    items: Sequence[Item],
+    judge: Judge,
+    checks: config.Checks | None = None,
+    count_tokens: CountTokens = count_words,
+) -> list[Verdict]:
+    """One verdict an item, in order. Never raises for a bad item: its verdict carries the error,
+    and no other item notices."""
+    cfg = checks or config.Checks()
+    parts = [answers.split(item.response) for item in items]
+    verdicts = [_own_checks(i, p, cfg, count_tokens) for i, p in zip(items, parts, strict=True)]
+    consistency = _consistency(items, parts, judge)
+    return [Verdict(checks=(*own, last)) for own, last in zip(verdicts, consistency, strict=True)]
+
+
+def undecided(error: str) -> Verdict:
+    """The verdict of an item that could not be checked at all."""
+    return Verdict(checks=tuple(failed(name, error) for name in CHECKS))
+
+
+def check_edited(item: Item, checks: config.Checks, count_tokens: CountTokens) -> tuple[Check, ...]:
+    """Every check but consistency, which an editor knows by construction."""
+    return _own_checks(item, answers.split(item.response), checks, count_tokens)
+
+
+def _own_checks(
+    item: Item, parts: Parts, cfg: config.Checks, count_tokens: CountTokens
+) -> tuple[Check, ...]:
+    return (
+        check_format(parts),
+        check_accuracy(parts, item.kind, item.gold, cfg, name=item.question_id or "(no id)"),
+        check_length(parts, cfg, count_tokens),
+        check_repetition(parts, cfg),
+        check_reflection(parts, cfg),
+    )
+
+
+def _consistency(items: Sequence[Item], parts: Sequence[Parts], judge: Judge) -> list[Check]:
+    """Well-formed responses go to the judge in one batch; in others there is nothing to compare."""
+    readable = [index for index, part in enumerate(parts) if part.well_formed]
+    judgements = _judged([_case(items[index], parts[index]) for index in readable], judge)
+    decided = dict(zip(readable, judgements, strict=True))
+    return [_as_check(decided.get(index), part) for index, part in enumerate(parts)]
+
+
+def _case(item: Item, parts: Parts) -> Case:
+    return Case(
+        question=item.question,
+        kind=item.kind,
+        options=item.options,
+        thinking=parts.thinking_text,
+        answer=parts.answer_text or "",
+    )
+
+
+def _judged(cases: list[Case], judge: Judge) -> list[Judgement]:
+    """The judge's word, or its failure on every case: an error, never an inconsistency."""
+    if not cases:
+        return []
+    try:
+        judgements = judge.judge(cases)
+    except VeripoError as error:
+        problem = error.problem
+    except Exception as error:  # a judge is foreign code: its fault is reported
+        log.exception("the judge failed")
+        problem = f"{type(error).__name__}: {error}"
+    else:
+        if len(judgements) == len(cases):
+            return judgements
+        problem = f"the judge gave {len(judgements)} judgements for {len(cases)} cases"
+    return [Judgement(None, "the judge failed", error=problem) for _ in cases]
+
+
+def _as_check(judgement: Judgement | None, parts: Parts) -> Check:
+    if judgement is None:
+        reason = f"not judged, since the response is ill-formed: {parts.problem}"
+        return Check(name="consistency", passed=None, reason=reason)
+    offset, evidence = parts.thinking[0], ()
+    if judgement.evidence is not None:
+        start, end = judgement.evidence
+        evidence = (Span(start=start + offset, end=end + offset),)
+    return Check(
+        name="consistency",
+        passed=judgement.consistent if judgement.error is None else None,
+        reason=judgement.reason,
+        evidence=evidence,
+        error=judgement.error,
+    )
