@@ -10,6 +10,7 @@ import numpy as np
 
 from veripo_ray.errors import CheckpointError, DataError
 from veripo_ray.policy.media import Features, Spec
+from veripo_ray.prompts import render
 from veripo_ray.records import Question
 
 
@@ -26,8 +27,6 @@ def build_prompt(tokenizer: Any, question: Question, template: str) -> Prompt:
 
     tokenizer: a transformers tokenizer with a chat template. Raises CheckpointError without one.
     """
-    from veripo_ray.prompts import render
-
     if not tokenizer.chat_template:
         raise CheckpointError(
             "the checkpoint's tokenizer has no chat template",

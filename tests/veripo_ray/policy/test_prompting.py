@@ -32,7 +32,7 @@ def question(**media) -> Question:
 def test_a_prompt_has_one_placeholder_an_item_and_ends_at_the_assistant_s_turn(
     tokenizer, spec, media, modalities
 ):
-    prompt = build_prompt(tokenizer, question(**media), "tinyworld")
+    prompt = build_prompt(tokenizer, question(**media), "plain")
     found = [spec.placeholders[i] for i in prompt.ids.tolist() if i in spec.placeholders]
     assert found == modalities
     assert prompt.ids.dtype == np.int32
@@ -42,7 +42,7 @@ def test_a_prompt_has_one_placeholder_an_item_and_ends_at_the_assistant_s_turn(
 
 def test_expansion_gives_each_item_one_placeholder_a_feature_row(tokenizer, spec, video, image):
     asked = question(video="clip.mp4", images=("a.png",))
-    prompt = build_prompt(tokenizer, asked, "tinyworld")
+    prompt = build_prompt(tokenizer, asked, "plain")
     expanded = expand(prompt.ids, [video, image], spec)
     assert expanded.dtype == np.int32
     assert (expanded == spec.video_pad).sum() == video.rows
@@ -53,12 +53,12 @@ def test_expansion_gives_each_item_one_placeholder_a_feature_row(tokenizer, spec
 
 
 def test_a_text_prompt_expands_to_itself(tokenizer, spec):
-    prompt = build_prompt(tokenizer, question(), "tinyworld")
+    prompt = build_prompt(tokenizer, question(), "plain")
     assert np.array_equal(expand(prompt.ids, [], spec), prompt.ids)
 
 
 def test_features_that_differ_from_the_placeholders_are_refused(tokenizer, spec, video, image):
-    ids = build_prompt(tokenizer, question(video="clip.mp4"), "tinyworld").ids
+    ids = build_prompt(tokenizer, question(video="clip.mp4"), "plain").ids
     for wrong in ([], [image], [video, video]):
         with pytest.raises(DataError, match="placeholders"):
             expand(ids, wrong, spec)
@@ -69,11 +69,11 @@ def test_a_media_token_in_the_question_s_text_is_refused(tokenizer, spec, video)
         id="q", text="what is <|video_pad|> here", kind=Kind.NUMERIC, gold="3", video="clip.mp4"
     )
     with pytest.raises(DataError, match="media tokens"):
-        expand(build_prompt(tokenizer, asked, "tinyworld").ids, [video], spec)
+        expand(build_prompt(tokenizer, asked, "plain").ids, [video], spec)
 
 
 def test_a_checkpoint_without_chat_template_is_reported(tiny_checkpoint):
     tokenizer = load_tokenizer(tiny_checkpoint)
     tokenizer.chat_template = None
     with pytest.raises(CheckpointError, match="chat template"):
-        build_prompt(tokenizer, question(), "tinyworld")
+        build_prompt(tokenizer, question(), "plain")
