@@ -6,12 +6,15 @@ else, never features or weights, and it outlives the driver that started it.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
+
+import ray
 
 from actors.feed import Feed, Task
 from actors.judging import Judging, judge_groups
@@ -31,6 +34,7 @@ from veripo_ray.verifier.client import VerifierClient
 
 T = TypeVar("T")
 SHOWN_SAMPLES = 6
+LINGER_S = 60.0  # how long a finished coordinator waits for its driver to read the result
 
 
 class Stopped(Exception):
@@ -50,13 +54,16 @@ class Coordinator:
         bad: Sequence[BadItem],
         verifier_url: str,
         resume: bool,
+        cleanup: Callable[[], None] | None = None,
     ) -> None:
+        """cleanup: what a driver that has gone cannot do any more (end the verifier)."""
         self.settings, self.schedule = run, run.schedule
         self.checkpoint, self.train, self.heldout, self.bad = checkpoint, train, heldout, bad
         self.client = VerifierClient(verifier_url, run.verifier.timeout_s)
         self.book = RunBook(run, resume=resume)
         self.state = self.book.state
         self.stopping = False
+        self.cleanup = cleanup
 
     # --- the loop
 
@@ -82,6 +89,7 @@ class Coordinator:
             return "stopped"
         finally:
             await self._close()
+            asyncio.get_running_loop().call_later(LINGER_S, self._leave)
 
     async def _explore(self, phase: config.GrpoPhase) -> None:
         """Group-Slow-Search. Groups are sampled, rewarded and learned from; the verifier judges
@@ -363,6 +371,12 @@ class Coordinator:
             await judging.close()
         if team := getattr(self, "team", None):
             team.close()
+
+    def _leave(self) -> None:
+        """End this detached actor when no driver has come for the result."""
+        if self.cleanup:
+            self.cleanup()
+        ray.kill(ray.get_runtime_context().current_actor)
 
     # --- what others may ask
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from cluster import preflight
 from cluster.preflight import Prepared
 from deployments import verifier
 from veripo_ray import config, recipe
-from veripo_ray.errors import ConfigError
+from veripo_ray.errors import ConfigError, ResourceError
 from veripo_ray.progress import Progress
 from veripo_ray.runlog import read_summary
 
@@ -45,10 +46,13 @@ def train(run: config.Run, *, resume: bool, overwrite: bool, dry_run: bool) -> i
     return _follow_to_the_end(prepared, resume=resume)
 
 
-def evaluate(run: config.Run) -> int:
+def evaluate(run: config.Run, output: Path | None) -> int:
     """`veripo eval`: the stage 'initial' of a run without phases."""
-    prepared = preflight.prepare(run.model_copy(update={"schedule": ()}))
-    return _follow_to_the_end(prepared, resume=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = output or Path(scratch) / "eval"
+        preflight.check_output(run.model_copy(update={"output": folder}), resume=False)
+        settings = {"schedule": (), "output": folder}
+        return _follow_to_the_end(preflight.prepare(run.model_copy(update=settings)), resume=False)
 
 
 def _make_room(output: Path, *, resume: bool, overwrite: bool) -> None:
@@ -82,14 +86,21 @@ def _follow_to_the_end(prepared: Prepared, *, resume: bool) -> int:
     run = prepared.run
     with _cluster(run.device), _verifier(run, prepared.checkpoint) as url:
         coordinator = _launch(prepared, url, resume=resume)
-        ending = coordinator.run.remote()
-        with Progress() as progress, _Stop(coordinator) as stop:
-            while not ray.wait([ending], timeout=POLL_S)[0]:
-                progress.update(result_now(coordinator.status.remote()))
-            outcome = result_now(ending)
-            _print_ending(progress, run, outcome)
-        ray.kill(coordinator)
-        return 0 if outcome == "finished" else 128 + stop.signal
+        try:
+            return _follow(coordinator, run)
+        finally:
+            ray.kill(coordinator)
+
+
+def _follow(coordinator: Any, run: config.Run) -> int:
+    """Show the run's progress until it ends."""
+    ending = coordinator.run.remote()
+    with Progress() as progress, _Stop(coordinator) as stop:
+        while not ray.wait([ending], timeout=POLL_S)[0]:
+            progress.update(result_now(coordinator.status.remote()))
+        outcome = result_now(ending)
+        _print_ending(progress, run, outcome)
+    return 0 if outcome == "finished" else 128 + stop.signal
 
 
 @contextmanager
@@ -128,15 +139,22 @@ def _launch(prepared: Prepared, url: str, *, resume: bool) -> Any:
     """The coordinator: named, so that others find it; detached, so that it outlives its driver."""
     name = f"coordinator-{prepared.run.output.name}"
     actor = ray.remote(Coordinator).options(name=name, lifetime="detached", num_cpus=0)
-    return actor.remote(
-        prepared.run,
-        checkpoint=prepared.checkpoint,
-        train=prepared.train,
-        heldout=prepared.heldout,
-        bad=prepared.bad,
-        verifier_url=url,
-        resume=resume,
-    )
+    try:
+        return actor.remote(
+            prepared.run,
+            checkpoint=prepared.checkpoint,
+            train=prepared.train,
+            heldout=prepared.heldout,
+            bad=prepared.bad,
+            verifier_url=url,
+            resume=resume,
+            cleanup=verifier.stop,
+        )
+    except ValueError as error:  # the name is taken
+        raise ResourceError(
+            f"a run named {prepared.run.output.name!r} goes on in this cluster already",
+            fix="wait for it, or give another --output",
+        ) from error
 
 
 class _Stop:

@@ -15,7 +15,7 @@ from veripo_ray.policy.qwen_vl import read_spec
 from veripo_ray.questions import load_questions
 from veripo_ray.records import Question
 from veripo_ray.runlog import BadItem
-from veripo_ray.runstate import Checkpoints
+from veripo_ray.runstate import Checkpoints, read_state
 
 MIN_FREE_GB = 2.0
 
@@ -31,7 +31,7 @@ class Prepared:
     bad: tuple[BadItem, ...]
 
 
-def check_output(run: config.Run, *, resume: bool, overwrite: bool) -> None:
+def check_output(run: config.Run, *, resume: bool, overwrite: bool = False) -> None:
     """Neither a run is overwritten by accident nor resumed from nothing."""
     latest = Checkpoints(run.output).latest()
     if resume and not latest:
@@ -39,6 +39,8 @@ def check_output(run: config.Run, *, resume: bool, overwrite: bool) -> None:
             f"--resume: {run.output} has no checkpoint",
             fix="start it without --resume, or correct --output",
         )
+    if resume and latest:
+        read_state(latest)
     occupied = run.output.is_dir() and any(run.output.iterdir())
     if occupied and not (resume or overwrite):
         raise ConfigError(

@@ -52,12 +52,16 @@ def train(
 
 
 @app.command("eval")
-def evaluate(recipe: Recipe, overrides: Overrides = None) -> None:
+def evaluate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="Keep the report here.")] = None,
+) -> None:
     """Evaluate the recipe's model on its held-out questions and print the table."""
     from cluster import launch
     from veripo_ray import recipe as recipes
 
-    raise typer.Exit(launch.evaluate(recipes.load(recipe, overrides or [])))
+    raise typer.Exit(launch.evaluate(recipes.load(recipe, overrides or []), output))
 
 
 @app.command()
