@@ -1,0 +1,143 @@
+"""A learner rank as a Ray actor: it fetches the features it trains on and hosts a `Learner`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from veripo_ray import config
+from veripo_ray.learner import Learner, rendezvous
+from veripo_ray.learner.examples import Example, Media, share
+from veripo_ray.learner.rendezvous import Address
+from veripo_ray.policy.grouped import Packed
+from veripo_ray.records import Group
+from veripo_ray.weights import Snapshot
+
+
+class LearnerRank:
+    """One of `world_size` ranks. Rank 0 tells its `address`, then all are told to `join`; after
+    that every call must reach all ranks, in the same order.
+
+    Features arrive as references, by id of group or pair, and examples as one reference in a list:
+    Ray resolves neither, so a rank fetches its own share only, without a copy.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        cfg: config.Learner,
+        *,
+        device: str = "cpu",
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        temperature: float = 1.0,
+        max_tokens: int | None = None,
+    ) -> None:
+        self.checkpoint, self.cfg = checkpoint, cfg
+        self.rank, self.world_size = rank, world_size
+        self.settings = {
+            "device": device,
+            "seed": seed,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+        }
+        self._store: Any = None
+        self._learner: Learner | None = None
+
+    def ping(self) -> int:
+        """Answers once the actor is up."""
+        return self.rank
+
+    def address(self) -> Address:
+        """Open the meeting place of the ranks. Called on rank 0 only."""
+        self._store, port = rendezvous.host()
+        return ray.util.get_node_ip_address(), port
+
+    def join(self, address: Address, timeout_s: float = 120.0) -> None:
+        """Meet the other ranks and load the model. Raises ResourceError naming missing ranks."""
+        if self._store is None:
+            self._store = rendezvous.connect(address, timeout_s)
+        self._learner = Learner(
+            self.checkpoint,
+            self.cfg,
+            rank=self.rank,
+            world_size=self.world_size,
+            store=self._store,
+            join_timeout_s=timeout_s,
+            **self.settings,
+        )
+
+    def grpo_step(
+        self,
+        groups: Sequence[ray.ObjectRef],
+        features: Mapping[str, ray.ObjectRef],
+        cfg: config.Grpo,
+        max_gap: float | None = None,
+    ) -> dict[str, float]:
+        """See `Learner.grpo_step`; groups: one reference to the list of all TrainGroups."""
+        rows = ray.get(groups[0])
+        return self.learner.grpo_step(rows, self._own(rows, features), cfg, max_gap=max_gap)
+
+    def dpo_step(
+        self,
+        pairs: Sequence[ray.ObjectRef],
+        features: Mapping[str, ray.ObjectRef],
+        cfg: config.Dpo,
+    ) -> dict[str, float]:
+        """See `Learner.dpo_step`; pairs: one reference to the list of all TrainPairs."""
+        rows = ray.get(pairs[0])
+        return self.learner.dpo_step(rows, self._own(rows, features), cfg)
+
+    def logprobs(
+        self, groups: Sequence[Group], features: Mapping[str, ray.ObjectRef]
+    ) -> dict[str, list[np.ndarray]]:
+        """Log-probabilities of every rollout under the present weights, by group id."""
+        packed = [pack(group, ray.get(features[group.id])) for group in groups]
+        return named(groups, self.learner.logprobs(packed))
+
+    def weights(self, version: int | None = None) -> tuple[int, Snapshot]:
+        """(number of weights, the weights): called with num_returns=2, so that the caller can wait
+        for the first and pass the second on. A returned value outlives this actor.
+
+        version: what the weights are called from now on. Only rank 0 returns any weights.
+        """
+        if version is not None:
+            self.learner.publish(version)
+        snapshot = self.learner.weights()
+        return len(snapshot), snapshot
+
+    def save(self, folder: str) -> None:
+        self.learner.save(folder)
+
+    def load(self, folder: str) -> int:
+        """Continue from a checkpoint; returns the version of its weights."""
+        self.learner.load(folder)
+        return self.learner.version
+
+    @property
+    def learner(self) -> Learner:
+        if self._learner is None:
+            raise RuntimeError("the learner rank has not joined the others yet")
+        return self._learner
+
+    def _own(
+        self, examples: Sequence[Example], features: Mapping[str, ray.ObjectRef]
+    ) -> dict[str, Media]:
+        ids = [examples[i].id for i in share(len(examples), self.rank, self.world_size)]
+        return dict(zip(ids, ray.get([features[name] for name in ids]), strict=True))
+
+
+def pack(group: Group, features: Media) -> Packed:
+    """A group's prompt, features and rollouts as the policy scores them."""
+    rollouts = tuple(rollout.token_ids for rollout in group.rollouts)
+    return Packed(group.prompt_ids, features, rollouts)
+
+
+def named(
+    groups: Sequence[Group], scores: Sequence[list[np.ndarray]]
+) -> dict[str, list[np.ndarray]]:
+    return {group.id: score for group, score in zip(groups, scores, strict=True)}

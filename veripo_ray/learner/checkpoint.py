@@ -1,0 +1,110 @@
+"""A learner's checkpoint on disk: `hf` for everyone, `state` to continue exactly.
+
+FOLDER/hf/            Hugging Face layout: weights in the training dtype, tokenizer, processor
+FOLDER/state/meta.json   what must match to continue
+FOLDER/state/rank0.pt    random states of each rank
+FOLDER/state/engine/     DeepSpeed's: optimiser and float32 master weights of each rank
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from veripo_ray.errors import CheckpointError
+from veripo_ray.weights import to_tensor
+
+if TYPE_CHECKING:
+    from veripo_ray.learner.learner import Learner
+
+FORMAT = 1
+
+
+def save(learner: Learner, folder: Path) -> None:
+    """Write beside `folder`, then rename. Collective."""
+    fresh = folder.with_name(folder.name + ".writing")
+    if learner.rank == 0:
+        shutil.rmtree(fresh, ignore_errors=True)
+        (fresh / "state").mkdir(parents=True)
+    dist.barrier()
+    weights = learner.weights()
+    if learner.rank == 0:
+        learner.policy.save(fresh / "hf", {n: to_tensor(array) for n, array in weights.items()})
+        (fresh / "state" / "meta.json").write_text(json.dumps(_meta(learner)))
+    torch.save(_random_states(), fresh / "state" / f"rank{learner.rank}.pt")
+    learner.engine.save(fresh / "state")
+    dist.barrier()
+    if learner.rank == 0:
+        _replace(fresh, folder)
+    dist.barrier()
+
+
+def load(learner: Learner, folder: Path) -> None:
+    """Restore what `save` wrote. Collective."""
+    meta = _read_meta(folder)
+    _refuse_differences(folder, meta, _meta(learner))
+    learner.engine.load(folder / "state")
+    states = torch.load(folder / "state" / f"rank{learner.rank}.pt", weights_only=True)
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    learner.publish(meta["version"])
+
+
+def _meta(learner: Learner) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "ranks": learner.world_size,
+        "zero_stage": learner.cfg.zero_stage,
+        "dtype": learner.cfg.dtype,
+        "version": learner.version,
+    }
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / "state" / "meta.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"'{folder}' is not a checkpoint of the learner: it has no state/meta.json",
+            fix="give a folder below checkpoints/ of a run",
+        )
+    return json.loads(path.read_text())
+
+
+def _refuse_differences(folder: Path, saved: dict[str, Any], own: dict[str, Any]) -> None:
+    """Optimiser states are cut by rank and stage, so these must be as they were."""
+    for name, setting in (
+        ("format", "the version of veripo-ray"),
+        ("ranks", "learner.ranks"),
+        ("zero_stage", "learner.zero_stage"),
+        ("dtype", "learner.dtype"),
+    ):
+        if saved[name] != own[name]:
+            raise CheckpointError(
+                f"checkpoint '{folder}' was written with {setting} = {saved[name]}, "
+                f"this run has {own[name]}",
+                fix=f"continue with the old value, or start a new run with model={folder / 'hf'}",
+            )
+
+
+def _random_states() -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _replace(fresh: Path, folder: Path) -> None:
+    """Put `fresh` in the place of `folder`; an older one goes only when the new one is there."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,235 @@
+"""One rank of the learner: a policy, its optimiser, and the steps of GRPO and DPO.
+
+All ranks get all examples of an optimiser step and the same calls in the same order; each trains
+every world_size-th example, and losses are sums over denominators of the whole step. So a step
+does not depend on the number of ranks, nor on how examples are cut into micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from veripo_ray import config
+from veripo_ray.errors import PrecisionError
+from veripo_ray.learner import checkpoint as files
+from veripo_ray.learner import rendezvous
+from veripo_ray.learner.engine import Engine
+from veripo_ray.learner.examples import Example, Media, TrainGroup, TrainPair, rounds, share
+from veripo_ray.learner.objectives import DpoObjective, GrpoObjective, Stats
+from veripo_ray.policy.grouped import Packed, micro_batches, response_logprobs
+from veripo_ray.policy.qwen_vl import QwenVL
+from veripo_ray.weights import Snapshot, to_array
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Objective = Callable[[Sequence[int], list[list[Tensor]]], tuple[Tensor, Stats]]
+
+
+class Learner:
+    """Trains the language model of `checkpoint`; the vision tower stays frozen and is not loaded.
+
+    temperature: of sampling, so that log-probabilities are those of the same distribution.
+    max_tokens: of sampling, wanted only by Dr.GRPO's constant. store: where the ranks meet, see
+    `rendezvous`; a single rank needs none. version: the weights' version, set by `publish`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        cfg: config.Learner,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        store: dist.Store | None = None,
+        temperature: float = 1.0,
+        max_tokens: int | None = None,
+        join_timeout_s: float = 120.0,
+    ) -> None:
+        self.cfg = cfg
+        self.rank = rank
+        self.world_size = world_size
+        self.temperature = temperature
+        self.max_tokens = max_tokens
+        self.version = 0
+        self._stopped: PrecisionError | None = None
+        device = torch.device(device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        rendezvous.join(store or rendezvous.alone(), rank, world_size, backend, join_timeout_s)
+        torch.manual_seed(seed)
+        self.policy = QwenVL.load(checkpoint, dtype=DTYPES[cfg.dtype], device=device, tower=False)
+        if cfg.gradient_checkpointing:
+            self.policy.enable_gradient_checkpointing()
+        head = self.policy.model.get_output_embeddings()
+        self.engine = Engine(
+            self.policy.model, self.policy.trainable(), cfg, device, reused=[head.weight]
+        )
+
+    def publish(self, version: int) -> None:
+        """Name the present weights; rollouts sampled from them will carry this version."""
+        self.version = version
+
+    def grpo_step(
+        self,
+        groups: Sequence[TrainGroup],
+        features: Mapping[str, Media],
+        cfg: config.Grpo,
+        *,
+        max_gap: float | None = None,
+    ) -> Stats:
+        """One optimiser step on `groups`; `features`, by group id, need hold only this rank's.
+
+        Returns the step's metrics, equal on all ranks. With max_gap (on-policy data), raises
+        PrecisionError before the weights change when some token's log-probability differs from the
+        rollout worker's by more; the learner then refuses further steps.
+        """
+        objective = GrpoObjective(groups, cfg, self.max_tokens)
+        stats = self._accumulate(groups, features, objective)
+        gaps = {name: gap for part in self._from_all(objective.gaps) for name, gap in part.items()}
+        worst = max(gaps, key=lambda name: _nan_last(gaps[name]))
+        if max_gap is not None and not gaps[worst] <= max_gap:
+            self._stop(_gap_error(worst, gaps[worst], max_gap))
+        return self._update(stats, cfg.lr) | {
+            "logprob_gap_max": gaps[worst],
+            "tokens": objective.totals.tokens,
+        }
+
+    def dpo_step(
+        self, pairs: Sequence[TrainPair], features: Mapping[str, Media], cfg: config.Dpo
+    ) -> Stats:
+        """One optimiser step on `pairs`; `features`, by pair id, need hold only this rank's.
+
+        Returns the step's metrics, equal on all ranks."""
+        stats = self._accumulate(pairs, features, DpoObjective(pairs, cfg))
+        tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
+        return self._update(stats, cfg.lr) | {"tokens": tokens}
+
+    def _accumulate(
+        self, examples: Sequence[Example], features: Mapping[str, Media], objective: Objective
+    ) -> Stats:
+        """Gradients of the whole step. Returns the statistics, summed over all ranks."""
+        if self._stopped:
+            raise self._stopped
+        if not any(map(len, (row for example in examples for row in example.packed().responses))):
+            raise ValueError("a step needs at least one response with a token")
+        own: Stats = {}
+        for indices in rounds(examples, self.rank, self.world_size, self.cfg.micro_batch_tokens):
+            packed = [examples[i].packed(features[examples[i].id]) for i in indices]
+            part: Stats = {}
+            self.engine.accumulate(lambda: self._loss(indices, packed, objective, part))  # noqa: B023
+            _add(own, part)
+        total: Stats = {}
+        for part in self._from_all(own):
+            _add(total, part)
+        return total
+
+    def _loss(
+        self, indices: list[int], packed: list[Packed], objective: Objective, stats: Stats
+    ) -> Tensor:
+        if not packed:
+            return self._nothing()
+        scores = response_logprobs(self.policy, packed, temperature=self.temperature)
+        loss, part = objective(indices, scores)
+        stats.update(part)
+        return loss
+
+    def _nothing(self) -> Tensor:
+        """A zero loss through every weight, for a rank that has fewer micro-batches than others."""
+        stop = np.array(self.policy.spec.stop_ids[:1], np.int32)
+        [[logprobs]] = response_logprobs(self.policy, [Packed(stop, (), (stop,))])
+        return logprobs.sum() * 0.0
+
+    def _update(self, stats: Stats, lr: float) -> Stats:
+        if not np.isfinite(stats["loss"]):
+            self._stop(
+                PrecisionError(
+                    f"the loss is {stats['loss']}",
+                    fix="lower the learning rate, or train in float32",
+                )
+            )
+        return stats | {"lr": lr, "grad_norm": self.engine.step(lr)}
+
+    def _stop(self, error: PrecisionError) -> None:
+        """Raise on every rank; gradients of the abandoned step must never reach the weights."""
+        self._stopped = error
+        raise error
+
+    def _from_all(self, value: Any) -> list[Any]:
+        """`value` of every rank, in the order of ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def logprobs(self, packed: Sequence[Packed]) -> list[list[np.ndarray]]:
+        """Log-probabilities [R_i] float32 of every response, without gradients.
+
+        Scores what it is given; under ZeRO-3 all ranks must call it with the same rows.
+        """
+        scores: list[list[np.ndarray]] = []
+        for indices in micro_batches(packed, self.cfg.micro_batch_tokens):
+            rows = [packed[index] for index in indices]
+            part = self.engine.evaluate(
+                lambda: response_logprobs(self.policy, rows, temperature=self.temperature)  # noqa: B023
+            )
+            scores += [[row.cpu().numpy() for row in group] for group in part]
+        return scores
+
+    def mine(self, examples: Sequence[Example]) -> list[str]:
+        """Ids under which this rank needs features for a step on `examples`."""
+        own = share(len(examples), self.rank, self.world_size)
+        return [examples[index].id for index in own]
+
+    def weights(self) -> Snapshot:
+        """A copy of the trained weights under checkpoint names on rank 0, {} on the others.
+
+        Collective under ZeRO-3, where a few layers at a time are gathered.
+        """
+        snapshot: Snapshot = {}
+        for name, weight in self.engine.each_whole():
+            if self.rank == 0:
+                snapshot[name] = to_array(weight)
+        return snapshot
+
+    def save(self, folder: str | Path) -> None:
+        """Write `folder`/hf (which transformers and vLLM load) and `folder`/state. Collective.
+
+        The folder appears whole or not at all; all ranks must see the same file system.
+        """
+        files.save(self, Path(folder))
+
+    def load(self, folder: str | Path) -> None:
+        """Continue exactly where `save` left off. Collective.
+
+        Raises CheckpointError when the checkpoint is incomplete or was written by another number
+        of ranks, ZeRO stage or dtype.
+        """
+        files.load(self, Path(folder))
+
+
+def _add(total: Stats, part: Stats) -> None:
+    for name, value in part.items():
+        total[name] = total.get(name, 0.0) + value
+
+
+def _nan_last(value: float) -> float:
+    return float("inf") if np.isnan(value) else value
+
+
+def _gap_error(group_id: str, gap: float, limit: float) -> PrecisionError:
+    return PrecisionError(
+        f"learner and rollout worker differ by {gap:.3g} in the log-probability of a token of "
+        f"group {group_id!r}, the limit is {limit:.3g} (max_logprob_gap)",
+        fix="likely causes: other positions of the video's tokens (check fps and "
+        "seconds_per_grid), stale weights or prefix and encoder caches in the rollout worker, or "
+        "sampling settings (temperature, penalties, banned tokens) that the learner does not "
+        "apply; in bfloat16 the limit may be too strict",
+    )
