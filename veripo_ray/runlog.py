@@ -245,8 +245,12 @@ class MetricsLog:
         if self._writer is None:
             from tensorboardX import SummaryWriter  # slow to import, so only when a step is there
 
-            folder = str(self.folder / TENSORBOARD)
-            self._writer = SummaryWriter(folder, purge_step=self._lines, flush_secs=10)
+            self._writer = SummaryWriter(
+                str(self.folder / TENSORBOARD),
+                purge_step=self._lines,  # readers drop what an earlier session wrote from here on
+                flush_secs=10,
+                filename_suffix=f".{clock.time_ns()}",  # two sessions in a second are two files
+            )
         for name, value in point.values.items():
             self._writer.add_scalar(f"{point.phase}/{name}", value, self._lines, point.time)
 
