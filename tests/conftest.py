@@ -9,6 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No deadline for one example: on a busy machine the first one pays for imports and page faults.
+settings.register_profile("veripo", deadline=None)
+settings.load_profile("veripo")
 
 # Set before anything heavy is imported, and inherited by every process that the tests start.
 ENVIRONMENT = {
