@@ -1,8 +1,9 @@
 """The policy's log-probabilities of a group: one prompt, its features once, G responses behind it.
 
-A group becomes one row `[prompt | r1 | r2 | ...]`. Every response's positions continue the
-prompt's, and a response's tokens see the prompt and their own past alone, so the result equals that
-of G separate sequences. GRPO, DPO (a pair is a group of two) and the reference use this function.
+Groups lie one behind the other in a flat row, each as `[prompt | r1 | r2 | ...]`. Every response's
+positions continue its prompt's, and its tokens see that prompt and their own past alone, so the
+result equals that of separate sequences. GRPO, DPO (a pair is a group of two) and the reference use
+this function.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from veripo_ray.errors import DataError
+from veripo_ray.policy.attention import Layout
 from veripo_ray.policy.media import Features
 from veripo_ray.policy.positions import mrope_positions
 from veripo_ray.policy.qwen_vl import QwenVL
@@ -79,34 +81,19 @@ def response_scores(
     return Scores(_unpack(logprobs, packed), _unpack(entropies, packed))
 
 
-class GroupedLogprobs(nn.Module):
-    """`response_logprobs` as a module, for engines that wrap one (DeepSpeed's ZeRO-3 hooks)."""
-
-    def __init__(self, policy: QwenVL) -> None:
-        super().__init__()
-        self.policy = policy
-        self.model = policy.model
-
-    def forward(
-        self, packed: Sequence[Packed], temperature: float = 1.0, chunk: int = 1024
-    ) -> list[list[Tensor]]:
-        return response_logprobs(self.policy, packed, temperature=temperature, chunk=chunk)
-
-
 def micro_batches(packed: Sequence[Packed], token_budget: int) -> list[list[int]]:
-    """Cut groups into micro-batches: lists of indices, in order, as full as the budget allows.
+    """Cut groups into micro-batches: lists of indices, in order, each filled to token_budget.
 
-    A padded batch costs its number of groups times its longest row; that product stays within
-    token_budget, except that a group longer than the budget goes alone.
+    A group longer than the budget goes alone.
     """
     batches: list[list[int]] = []
-    longest = 0
+    used = 0
     for index, group in enumerate(packed):
-        longest = max(longest, group.tokens)
-        if not batches or longest * (len(batches[-1]) + 1) > token_budget:
+        if not batches or used + group.tokens > token_budget:
             batches.append([])
-            longest = group.tokens
+            used = 0
         batches[-1].append(index)
+        used += group.tokens
     return batches
 
 
@@ -124,24 +111,25 @@ def _predicting_rows(policy: QwenVL, packed: Sequence[Packed]) -> tuple[Tensor, 
 
     The first token of every response is predicted by the last token of the prompt.
     """
-    length = max(group.tokens for group in packed)
-    ids_BT = np.full((len(packed), length), policy.spec.stop_ids[0], dtype=np.int64)
-    positions_3BT = np.zeros((3, len(packed), length), dtype=np.int64)
-    block_BT = np.full((len(packed), length), -1, dtype=np.int64)
-    for row, group in enumerate(packed):
-        n = group.tokens
-        ids_BT[row, :n] = np.concatenate([group.prompt_ids, *group.responses])
-        positions_3BT[:, row, :n] = _positions(policy, group)
-        block_BT[row, :n] = _blocks(group)
-    device = policy.device
+    layout = Layout.of(
+        [len(group.prompt_ids) for group in packed],
+        [[len(response) for response in group.responses] for group in packed],
+        policy.device,
+    )
+    ids_T = _joined([ids for group in packed for ids in (group.prompt_ids, *group.responses)])
+    positions_3T = np.concatenate([_positions(policy, group) for group in packed], axis=1)
     features = [item for group in packed for item in group.features]
-    embeds_BTH = policy.embed(torch.from_numpy(ids_BT).to(device), features)
-    mask_B1TT = _block_mask(torch.from_numpy(block_BT).to(device))
-    hidden_BTH = policy.hidden(embeds_BTH, torch.from_numpy(positions_3BT).to(device), mask_B1TT)
-    rows_N = np.concatenate([r * length + _predictors(group) for r, group in enumerate(packed)])
-    targets = [response for group in packed for response in group.responses]
-    targets_N = torch.from_numpy(_joined(targets)).to(device)
-    return hidden_BTH.flatten(0, 1)[torch.from_numpy(rows_N).to(device)], targets_N
+    hidden_TH = policy.hidden(
+        policy.embed(_placed(ids_T, policy), features), _placed(positions_3T, policy), layout
+    )
+    offsets = np.cumsum([0, *(group.tokens for group in packed)])
+    rows_N = _joined([start + _predictors(g) for start, g in zip(offsets, packed, strict=False)])
+    targets_N = _joined([response for group in packed for response in group.responses])
+    return hidden_TH[_placed(rows_N, policy)], _placed(targets_N, policy)
+
+
+def _placed(array: np.ndarray, policy: QwenVL) -> Tensor:
+    return torch.from_numpy(array).to(policy.device)
 
 
 def _positions(policy: QwenVL, group: Packed) -> np.ndarray:
@@ -156,25 +144,8 @@ def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int64), *arrays])
 
 
-def _blocks(group: Packed) -> np.ndarray:
-    """0 for the prompt's tokens, i for those of response i (from 1)."""
-    lengths = [len(group.prompt_ids), *map(len, group.responses)]
-    return np.repeat(np.arange(len(lengths)), lengths)
-
-
-def _block_mask(block_BT: Tensor) -> Tensor:
-    """True where a query may look: causally at the prompt (block 0) and at its own block.
-
-    Padding (-1) sees itself only: a row without any key would be NaN.
-    """
-    causal_TT = torch.ones(block_BT.shape[1], block_BT.shape[1], device=block_BT.device).tril()
-    same = block_BT[:, :, None] == block_BT[:, None, :]
-    prompt = (block_BT[:, None, :] == 0) & (block_BT[:, :, None] > 0)
-    return (causal_TT.bool() & (same | prompt))[:, None]
-
-
 def _predictors(group: Packed) -> np.ndarray:
-    """Index in the packed row of the token that predicts each response token."""
+    """Place in the group's row of the token that predicts each response token."""
     prompt = len(group.prompt_ids)
     starts = prompt + np.cumsum([0, *map(len, group.responses)])[:-1]
     runs = [

@@ -18,9 +18,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from veripo_ray.errors import CheckpointError, DataError
+from veripo_ray.policy.attention import Layout, grouped_attention
 from veripo_ray.policy.media import Features, Modality, Spec
 
 SUPPORTED_FAMILIES = ("qwen2_5_vl",)
+GROUPED = "veripo_grouped"  # our attention's name in transformers' register
 _TOWER = "model.visual."
 _LANGUAGE = "model.language_model."
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
@@ -108,34 +110,37 @@ class QwenVL:
         encode = inner.get_video_features if modality == "video" else inner.get_image_features
         return encode(pixels, grids, return_dict=True).pooler_output
 
-    def embed(self, ids_BT: Tensor, features: Sequence[Features]) -> Tensor:
-        """Token embeddings [B, T, hidden] with feature rows in place of the media placeholders.
+    def embed(self, ids_T: Tensor, features: Sequence[Features]) -> Tensor:
+        """Token embeddings [T, hidden] with feature rows in place of the media placeholders.
 
-        features: those of row 0 in prompt order, then row 1's, ... Raises DataError on a mismatch.
+        features: in the order of their placeholders. Raises DataError on a mismatch.
         """
-        embeds_BTH = self.model.model.language_model.embed_tokens(ids_BT)
-        pads = torch.tensor(list(self.spec.placeholders), device=ids_BT.device)
-        places_BT = torch.isin(ids_BT, pads)
+        embeds_TH = self.model.model.language_model.embed_tokens(ids_T)
+        pads = torch.tensor(list(self.spec.placeholders), device=ids_T.device)
+        places_T = torch.isin(ids_T, pads)
         rows = sum(item.rows for item in features)
-        if (count := int(places_BT.sum())) != rows:
+        if (count := int(places_T.sum())) != rows:
             raise DataError(
                 f"{count} media placeholders in a batch whose features have {rows} rows",
                 fix="expand each prompt with its own features; responses hold no media tokens",
             )
         if not features:
-            return embeds_BTH
+            return embeds_TH
         values_NH = torch.cat([torch.from_numpy(item.values) for item in features])
-        values_NH = values_NH.to(embeds_BTH.device, embeds_BTH.dtype)
-        return embeds_BTH.masked_scatter(places_BT[..., None], values_NH)
+        return embeds_TH.masked_scatter(places_T[:, None], values_NH.to(embeds_TH))
 
-    def hidden(self, embeds_BTH: Tensor, positions_3BT: Tensor, mask_B1TT: Tensor) -> Tensor:
-        """Final hidden states [B, T, hidden]; mask_B1TT is True where query (row) sees key."""
+    def hidden(self, embeds_TH: Tensor, positions_3T: Tensor, layout: Layout) -> Tensor:
+        """Final hidden states [T, hidden] of packed groups that lie in a flat row as `layout` says.
+
+        positions_3T: int64 positions (time, height, width).
+        """
         return self.model.model.language_model(
-            inputs_embeds=embeds_BTH,
-            position_ids=positions_3BT,
-            attention_mask={"full_attention": mask_B1TT},
+            inputs_embeds=embeds_TH[None],
+            position_ids=positions_3T[:, None],
+            attention_mask={"full_attention": None},  # ours needs none
             use_cache=False,
-        ).last_hidden_state
+            layout=layout,
+        ).last_hidden_state[0]
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Next-token logits [N, vocab] in the model's dtype."""
@@ -231,8 +236,13 @@ def _spec(config: dict[str, Any], tokenizer: Any, stop_ids: tuple[int, ...]) -> 
 def _load_model(
     folder: Path, config: dict[str, Any], dtype: torch.dtype, *, tower: bool, language: bool
 ) -> nn.Module:
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import (
+        AttentionInterface,
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+    )
 
+    AttentionInterface.register(GROUPED, _grouped_attention)
     settings = Qwen2_5_VLConfig.from_dict(config)
     if "sliding_attention" in settings.text_config.layer_types:
         raise CheckpointError(
@@ -250,7 +260,7 @@ def _load_model(
                 folder,
                 config=settings,
                 dtype=dtype,
-                attn_implementation="sdpa",
+                attn_implementation={"text_config": GROUPED, "vision_config": "sdpa"},
                 output_loading_info=True,
             )
     except (OSError, SafetensorError) as error:
@@ -280,6 +290,22 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
+
+
+def _grouped_attention(
+    module: nn.Module,  # noqa: ARG001 (transformers' signature)
+    query_1HTD: Tensor,
+    key_1HTD: Tensor,
+    value_1HTD: Tensor,
+    attention_mask: None,  # noqa: ARG001
+    *,
+    scaling: float,
+    layout: Layout,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """`grouped_attention` as transformers calls an attention function."""
+    output_THD = grouped_attention(query_1HTD[0], key_1HTD[0], value_1HTD[0], layout, scaling)
+    return output_THD[None], None
 
 
 def _refuse_gaps(folder: Path, missing: Sequence[str]) -> None:

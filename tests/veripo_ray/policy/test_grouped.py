@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from veripo_ray.errors import DataError
 from veripo_ray.policy.grouped import (
-    GroupedLogprobs,
     Packed,
     micro_batches,
     response_logprobs,
@@ -176,14 +175,6 @@ def test_a_response_with_a_special_token_is_refused(policy, group_of, video, spe
         response_logprobs(policy, [bad])
 
 
-def test_the_module_form_gives_the_same(policy, groups):
-    module = GroupedLogprobs(policy)
-    assert len(list(module.parameters())) == len(policy.trainable())
-    for one, other in zip(module(groups), response_logprobs(policy, groups), strict=True):
-        for a, b in zip(one, other, strict=True):
-            assert torch.equal(a, b)
-
-
 def test_half_precision_stays_near(tiny_checkpoint, policy, groups):
     half = QwenVL.load(tiny_checkpoint, dtype=torch.bfloat16, tower=False)
     with torch.no_grad():
@@ -203,5 +194,4 @@ def test_micro_batches_keep_the_order_and_the_budget(lengths, budget):
     batches = micro_batches(packed, budget)
     assert [i for batch in batches for i in batch] == list(range(len(lengths)))
     for batch in batches:
-        cost = len(batch) * max(lengths[i] for i in batch)
-        assert cost <= budget or len(batch) == 1
+        assert sum(lengths[i] for i in batch) <= budget or len(batch) == 1

@@ -179,7 +179,7 @@ def test_sliding_window_attention_is_refused(copy):
 
 
 def test_features_of_another_count_than_the_placeholders_are_refused(policy, spec, video):
-    ids = torch.full((1, video.rows + 1), spec.video_pad)
+    ids = torch.full((video.rows + 1,), spec.video_pad)
     with pytest.raises(DataError, match="placeholders"):
         policy.embed(ids, [video])
 
