@@ -6,15 +6,16 @@ one rename, metrics.jsonl grows by whole lines, and a line torn by a crash is dr
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time as clock
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from veripo_ray.errors import DataError
 
@@ -28,7 +29,17 @@ TENSORBOARD = "tensorboard"
 Natural = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Error = Annotated[float, Field(ge=0, description="one standard error of the mean")]
+
+
+def _nan_is_unknown(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+# Figures of an evaluation: None (NaN on the way in) when no response could be decided, never 0.
+_Unknown = BeforeValidator(_nan_is_unknown)
+MeasuredShare = Annotated[Share | None, _Unknown]
+Measured = Annotated[Annotated[float, Field(ge=0)] | None, _Unknown]
+Error = Annotated[Measured, Field(description="one standard error of the mean")]
 
 
 class Entry(BaseModel):
@@ -41,28 +52,29 @@ class Stage(Entry):
     """One evaluation on the held-out questions: at the start and after every phase.
 
     `seconds`, `samples`, `pairs` and `logprob_gap_max` belong to the phase that led here.
-    A share over responses none of which could be decided is None, never 0.
+    Shares are of the responses that could be decided.
     """
 
     iteration: Natural
     phase: Literal["initial", "sft", "grpo", "dpo"]
-    accuracy: Share
-    inconsistency: Share | None = Field(description="thinking contradicts answer, of those decided")
-    mean_think_tokens: Annotated[float, Field(ge=0)]
-    repetition: Share = Field(description="share of responses that fail the repetition check")
-    format: Share = Field(description="share of well-formed responses")
+    accuracy: MeasuredShare
+    inconsistency: MeasuredShare = Field(description="thinking contradicts answer")
+    mean_think_tokens: Measured
+    repetition: MeasuredShare = Field(description="share that fails the repetition check")
+    format: MeasuredShare = Field(description="share of well-formed responses")
     seconds: Seconds = 0.0
     samples: Natural = Field(0, description="trained rollouts (grpo) or trained pairs (dpo)")
     pairs: Natural = Field(0, description="pairs made from this phase's rollouts, or trained on")
     logprob_gap_max: float | None = Field(None, description="max |learner - rollout worker|, nats")
-    correct_and_consistent: Share | None = None
+    correct_and_consistent: MeasuredShare = None
     n: Natural = Field(0, description="responses evaluated")
-    accuracy_se: Error | None = None
-    inconsistency_se: Error | None = None
-    correct_and_consistent_se: Error | None = None
-    mean_think_tokens_se: Error | None = None
-    repetition_se: Error | None = None
-    format_se: Error | None = None
+    errors: Natural = Field(0, description="responses the verifier could not judge, left out")
+    accuracy_se: Error = None
+    inconsistency_se: Error = None
+    correct_and_consistent_se: Error = None
+    mean_think_tokens_se: Error = None
+    repetition_se: Error = None
+    format_se: Error = None
 
     @property
     def label(self) -> str:
@@ -114,7 +126,7 @@ class Summary(Entry):
     stages: tuple[Stage, ...] = ()
     seconds_per_sample: SecondsPerSample = SecondsPerSample()
     phase_switch_seconds: Seconds | None = Field(
-        None, description="from the last grpo step to the first dpo step, mean over the switches"
+        None, description="from grpo to the first batch of pairs, without the evaluation, mean"
     )
     decodes: Natural = 0
     encodes: Natural = 0

@@ -74,6 +74,14 @@ def test_a_summary_survives_the_trip_with_keys_of_newer_runs(tmp_path: Path) -> 
     assert [stage.label for stage in again.stages] == ["initial", "grpo 2"]
 
 
+def test_a_figure_of_no_responses_is_unknown_and_strict_json(tmp_path: Path) -> None:
+    figures = {**STAGE.model_dump(), "inconsistency": math.nan, "accuracy_se": math.nan}
+    write_summary(tmp_path, Summary(stages=(Stage.model_validate(figures),)))
+    text = (tmp_path / "summary.json").read_text()
+    (stage,) = json.loads(text, parse_constant=pytest.fail)["stages"]
+    assert stage["inconsistency"] is stage["accuracy_se"] is None
+
+
 def test_a_damaged_summary_is_named_with_the_key_at_fault(tmp_path: Path) -> None:
     assert read_summary(tmp_path) is None
     (tmp_path / "summary.json").write_text('{"decodes": -1}')

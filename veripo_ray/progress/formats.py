@@ -9,6 +9,10 @@ def share(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.2f}"
 
 
+def tokens(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.1f}"
+
+
 def with_error(value: float | None, error: float | None) -> str:
     if value is None:
         return UNKNOWN

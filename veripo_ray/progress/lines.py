@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from veripo_ray.progress.formats import UNKNOWN, duration, share, with_error
+from veripo_ray.progress.formats import UNKNOWN, duration, share, tokens, with_error
 from veripo_ray.progress.status import Status
 from veripo_ray.runlog import Stage
 
@@ -38,5 +38,5 @@ def stage_line(stage: Stage) -> str:
     return (
         f"after {stage.label}: accuracy {with_error(stage.accuracy, stage.accuracy_se)}"
         f" · inconsistency {with_error(stage.inconsistency, stage.inconsistency_se)}"
-        f" · think tokens {stage.mean_think_tokens:.1f} · format {share(stage.format)}"
+        f" · think tokens {tokens(stage.mean_think_tokens)} · format {share(stage.format)}"
     )

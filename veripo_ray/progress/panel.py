@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from veripo_ray.progress.formats import UNKNOWN, duration, share, with_error
+from veripo_ray.progress.formats import UNKNOWN, duration, share, tokens, with_error
 from veripo_ray.progress.lines import measures
 from veripo_ray.progress.status import Status
 from veripo_ray.runlog import Stage
@@ -83,7 +83,7 @@ def stage_table(stages: Sequence[Stage]) -> Table:
             stage.label,
             with_error(stage.accuracy, stage.accuracy_se),
             with_error(stage.inconsistency, stage.inconsistency_se),
-            f"{stage.mean_think_tokens:.1f}",
+            tokens(stage.mean_think_tokens),
             f"{stage.pairs:,}" if stage.pairs else UNKNOWN,
         )
     return table
@@ -117,7 +117,7 @@ def _final_cells(stage: Stage) -> tuple[str, ...]:
     return (
         with_error(stage.accuracy, stage.accuracy_se),
         with_error(stage.inconsistency, stage.inconsistency_se),
-        f"{stage.mean_think_tokens:.1f}",
+        tokens(stage.mean_think_tokens),
         share(stage.repetition),
         share(stage.format),
         f"{stage.samples:,}" if stage.samples else UNKNOWN,

@@ -91,6 +91,16 @@ def test_markup_in_messages_and_names_is_shown_as_it_is() -> None:
     assert "[red]odd[/red]" in shown(replace(STATUS, message="[red]odd[/red]"))
 
 
+def test_figures_of_no_responses_are_shown_as_unknown() -> None:
+    blank = dict.fromkeys(("accuracy", "inconsistency", "mean_think_tokens", "format"))
+    unknown = STAGES[0].model_copy(update=blank)
+    console = log_console()
+    with Progress(console) as progress:
+        progress.update(replace(STATUS, stages=(unknown,)))
+        progress.finish((unknown,), report=None, checkpoint=None)
+    assert "None" not in output(console) + shown(replace(STATUS, stages=(unknown,)))
+
+
 def test_an_evaluation_is_not_numbered_like_a_phase() -> None:
     assert replace(STATUS, phase="evaluation").label == "evaluation"
     assert STATUS.label == "grpo 2"

@@ -192,8 +192,8 @@ def test_one_stage_alone_claims_no_change(run_folder: Path, run_summary: Summary
 def test_a_summary_with_only_the_required_keys_is_enough(tmp_path: Path) -> None:
     bare = [
         Stage(
-            iteration=i, phase=p, accuracy=0.5, inconsistency=None, mean_think_tokens=9.0,
-            repetition=0.0, format=1.0, logprob_gap_max=None,
+            iteration=i, phase=p, accuracy=0.5, inconsistency=None, mean_think_tokens=None,
+            repetition=0.0, format=1.0, logprob_gap_max=None, errors=3,
         )
         for i, p in ((0, "initial"), (1, "grpo"))
     ]  # fmt: skip
@@ -202,6 +202,7 @@ def test_a_summary_with_only_the_required_keys_is_enough(tmp_path: Path) -> None
     page = read_page(tmp_path)
     assert page.broken == page.open == []
     assert "accuracy went from 50.0% to 50.0%, errors unknown" in page.words
+    assert "could not judge them: 3 responses at initial, 3 responses at grpo 1." in page.words
     assert "The run's config.yaml is missing." in page.words
     assert "did not record who judged" in page.words
 
