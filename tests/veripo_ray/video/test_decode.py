@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -66,6 +67,16 @@ def test_a_video_of_one_frame_makes_a_pair(tmp_path, video, decoder):
     assert (clip.frames[0] == clip.frames[1]).all()
     assert clip.seconds.tolist() == [0.0, 0.0]
     assert clip.fps == 4.0
+
+
+def test_a_video_is_turned_as_the_camera_says(tmp_path, video, decoder):
+    path = video(tmp_path / "a.mp4", size=(56, 112))
+    content = bytearray(path.read_bytes())
+    matrix = content.index(b"tkhd") + 44  # ISO/IEC 14496-12, 8.3.2: behind times, layer, volume
+    quarter_turn = (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    content[matrix : matrix + 36] = struct.pack(">9i", *quarter_turn)
+    path.write_bytes(content)
+    assert decoder.clip(path).frames.shape[1:] == (112, 56, 3)
 
 
 def test_frames_of_the_right_size_are_those_of_the_file(tmp_path, video, decoder):
