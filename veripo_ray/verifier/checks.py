@@ -43,11 +43,11 @@ def check_accuracy(parts: Parts, kind: Kind, gold: str, cfg: config.Checks, *, n
     except VeripoError as error:
         return failed("accuracy", error.problem)
     passed = value >= (cfg.numeric_correct if kind is Kind.NUMERIC else 1.0)
-    reason, evidence = "there is no complete <answer> block", ()
-    if parts.answer is not None:
-        shown = " ".join(parts.answer_text.split())[:80] if parts.answer_text else ""
+    reason = "there is no complete <answer> block"
+    if parts.answer_text is not None:
+        shown = " ".join(parts.answer_text.split())[:80]
         reason = f"the answer {shown!r} is {'right' if passed else 'wrong'}: r_a = {value:.3g}"
-        evidence = (Span(start=parts.answer[0], end=parts.answer[1]),)
+    evidence = spans((parts.answer,) if parts.answer else (), 0)
     return Check(name="accuracy", passed=passed, value=value, reason=reason, evidence=evidence)
 
 
@@ -76,7 +76,7 @@ def check_repetition(parts: Parts, cfg: config.Checks) -> Check:
         passed=found.share <= cfg.max_repetition,
         value=found.share,
         reason=reason,
-        evidence=_spans(found.spans, parts.thinking[0]),
+        evidence=spans(found.spans, parts.thinking[0]),
     )
 
 
@@ -95,7 +95,7 @@ def check_reflection(parts: Parts, cfg: config.Checks) -> Check:
         passed=bool(placed),
         value=len(placed),
         reason=f"{len(placed or turns)} reflective turn(s) {where}, as {parts.text[start:end]!r}",
-        evidence=_spans(tuple(placed or turns), 0),
+        evidence=spans(tuple(placed or turns), 0),
     )
 
 
@@ -118,5 +118,6 @@ def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{'|'.join(phrases)})\b", re.IGNORECASE)
 
 
-def _spans(spans: tuple[tuple[int, int], ...], offset: int) -> tuple[Span, ...]:
-    return tuple(Span(start=s + offset, end=e + offset) for s, e in spans[:_MAX_SPANS])
+def spans(found: tuple[tuple[int, int], ...], offset: int) -> tuple[Span, ...]:
+    """Evidence: the first few [start, end), moved by `offset` characters."""
+    return tuple(Span(start=s + offset, end=e + offset) for s, e in found[:_MAX_SPANS])

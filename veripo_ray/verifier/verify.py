@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import get_args
 
 from pydantic import Field
 
 from veripo_ray import config
 from veripo_ray.errors import VeripoError
-from veripo_ray.records import CHECKS, Check, Kind, Question, Record, Span, Verdict
+from veripo_ray.records import Check, CheckName, Kind, Question, Record, Verdict
 from veripo_ray.scoring import answers
 from veripo_ray.scoring.answers import Parts
 from veripo_ray.verifier.checks import (
@@ -21,6 +22,7 @@ from veripo_ray.verifier.checks import (
     check_repetition,
     count_words,
     failed,
+    spans,
 )
 from veripo_ray.verifier.judges import Case, Judge, Judgement
 
@@ -66,7 +68,7 @@ def verify(
 
 def undecided(error: str) -> Verdict:
     """The verdict of an item that could not be checked at all."""
-    return Verdict(checks=tuple(failed(name, error) for name in CHECKS))
+    return Verdict(checks=tuple(failed(name, error) for name in get_args(CheckName)))
 
 
 def check_edited(item: Item, checks: config.Checks, count_tokens: CountTokens) -> tuple[Check, ...]:
@@ -126,10 +128,7 @@ def _as_check(judgement: Judgement | None, parts: Parts) -> Check:
     if judgement is None:
         reason = f"not judged, since the response is ill-formed: {parts.problem}"
         return Check(name="consistency", passed=None, reason=reason)
-    offset, evidence = parts.thinking[0], ()
-    if judgement.evidence is not None:
-        start, end = judgement.evidence
-        evidence = (Span(start=start + offset, end=end + offset),)
+    evidence = spans((judgement.evidence,) if judgement.evidence else (), parts.thinking[0])
     return Check(
         name="consistency",
         passed=judgement.consistent if judgement.error is None else None,
