@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,7 +60,7 @@ class Coordinator:
         self.settings, self.schedule = run, run.schedule
         self.checkpoint, self.train, self.heldout, self.bad = checkpoint, train, heldout, bad
         self.client = VerifierClient(verifier_url, run.verifier.timeout_s)
-        self.book = RunBook(run, resume=resume)
+        self.book = RunBook(run, questions=len(train), resume=resume)
         self.state = self.book.state
         self.stopping = False
         self.cleanup = cleanup
@@ -150,7 +150,7 @@ class Coordinator:
             groups += answers
             await self._stop_if_asked()
         if not self.state.stages:
-            await self._begin_samples(tasks)
+            self._begin_samples(tasks)
         await self._count_media()
         self.book.add_stage(phase, stage_metrics(groups, judged), groups, judged)
 
@@ -202,7 +202,7 @@ class Coordinator:
 
     async def _pair_batches(
         self, stream: PairStream, phase: config.DpoPhase
-    ) -> AsyncIterator[list[Pair]]:
+    ) -> AsyncGenerator[list[Pair]]:
         """Batches over all epochs: the first as the shards come, the others from the journal."""
         batch: list[Pair] = []
         for epoch in range(phase.epochs):
@@ -226,13 +226,13 @@ class Coordinator:
             self.checkpoint,
             resumed=resumed,
             reference=self.book.reference_checkpoint(),
+            version=self.state.version,
         )
-        if resumed:
-            await self.team.publish(self.state.version)
         self.questions = {question.id: question for question in self.train}
         total = len(self.train) + len(self.heldout) + len(self.bad)
+        shown = {question.id for question in self.heldout[:SHOWN_SAMPLES]}
         self.feed = Feed(
-            self.team.encode,
+            lambda question: self.team.encode(question, keep_clip=question.id in shown),
             self.team.prompt,
             max_bad_share=self.settings.data.max_bad_share,
             total=total,
@@ -246,11 +246,11 @@ class Coordinator:
         for groups in _batches(self.book.unjudged(), 16):
             await self.judging.submit(groups)
 
-    async def _begin_samples(self, tasks: Sequence[Task]) -> None:
+    def _begin_samples(self, tasks: Sequence[Task]) -> None:
         """The first held-out questions, with their films, which the report follows."""
         samples = []
         for task in tasks[:SHOWN_SAMPLES]:
-            clip = await self.team.film(task.question)
+            clip = self.team.clips.pop(task.question.id, None)
             frames = () if clip is None else (clip.frames, clip.seconds)
             samples.append(Sample.of(task.question, *frames))
         self.book.begin_samples(samples)
@@ -280,7 +280,8 @@ class Coordinator:
 
     async def _next_tasks(self, phase: config.GrpoPhase) -> list[Task]:
         """The next rollout batch of usable questions; empty when the phase is over."""
-        state, tasks = self.state, []
+        state = self.state
+        tasks: list[Task] = []
         if state.step >= self._grpo_steps(phase):
             return []
         while len(tasks) < phase.rollout_batch and state.cursor < len(state.order):
@@ -305,6 +306,7 @@ class Coordinator:
             self.book.journals.pairs,
             phase=phase,
             pairs=self.settings.pairs,
+            checks=self.settings.verifier.checks,
             encode=self.team.encode_response,
             seed=self.settings.seed,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from veripo_ray import codec, config
 from veripo_ray.errors import DataError
 from veripo_ray.journal import Journal, Tail, read
 from veripo_ray.pairs import build_pairs
-from veripo_ray.records import Family, Group, JudgedGroup, Pair
+from veripo_ray.records import Group, JudgedGroup, Pair
 
 # Fills in the reference log-probabilities of a shard: pairs in, the same pairs out.
 Attach = Callable[[Sequence[Pair]], Awaitable[Sequence[Pair]]]
@@ -36,18 +36,20 @@ class PairStream:
         *,
         phase: config.Dpo,
         pairs: config.Pairs,
+        checks: config.Checks,
         encode: Callable[[str], np.ndarray],
         seed: int,
     ) -> None:
         self._folder, self._start = run_folder / "journal", start
         self._judging, self._attach, self._journal = judging, attach, journal
-        self._phase, self._pairs, self._encode, self._seed = phase, pairs, encode, seed
+        self._phase, self._pairs, self._checks = phase, pairs, checks
+        self._encode, self._seed = encode, seed
         self._known = {pair.id: pair for pair in read(journal.path, Pair, start.get("pairs", 0))}
         self._seconds = {"pair building": 0.0, "reference": 0.0}
         self.groups = self.masked = self.pairs = 0
-        self.families: Counter[Family] = Counter()
+        self.families: Counter[str] = Counter()
 
-    async def shards(self) -> AsyncIterator[list[Pair]]:
+    async def shards(self) -> AsyncGenerator[list[Pair]]:
         """Shards of pairs with reference log-probabilities, the first as soon as it is scored."""
         window: asyncio.Queue[asyncio.Task[list[Pair]] | None] = asyncio.Queue(
             self._phase.shards_in_flight
@@ -61,7 +63,7 @@ class PairStream:
         finally:
             producer.cancel()
 
-    async def again(self) -> AsyncIterator[list[Pair]]:
+    async def again(self) -> AsyncGenerator[list[Pair]]:
         """The same pairs once more, from the journal: for the epochs after the first."""
         tail = Tail(self._journal.path, Pair, self._start.get("pairs", 0))
         while shard := tail.take():
@@ -114,6 +116,7 @@ class PairStream:
             encode=self._encode,
             seed=self._seed,
             family_counts=self.families,
+            checks=self._checks,
         )
         self._seconds["pair building"] += time.monotonic() - started
         return made

@@ -53,8 +53,8 @@ _PACKAGES = (
 class RunBook:
     """The run's folder and its position. Parts that count (feed, judging) are attached later."""
 
-    def __init__(self, run: config.Run, *, resume: bool) -> None:
-        self.run, self.folder = run, run.output
+    def __init__(self, run: config.Run, *, questions: int, resume: bool) -> None:
+        self.run, self.folder, self.questions = run, run.output, questions
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "config.yaml").write_text(recipe.dump(run))
         self.checkpoints = Checkpoints(self.folder)
@@ -125,11 +125,12 @@ class RunBook:
         return todo
 
     def _expected_steps(self, phase: config.GrpoPhase | config.DpoPhase) -> int:
-        before = next((p for p in self.run.schedule if p.phase == "grpo"), None)
-        questions = (before.questions if before else None) or self._status.questions
-        if phase.phase == "grpo":
-            return (phase.questions or questions) // phase.rollout_batch
-        return phase.epochs * questions * self.run.pairs.per_question // phase.batch_pairs
+        """As far as can be told before the curriculum and the verdicts have had their say."""
+        if isinstance(phase, config.GrpoPhase):
+            return (phase.questions or self.questions) // phase.rollout_batch
+        asked = next((p.questions for p in self.run.schedule if p.phase == "grpo"), None)
+        pairs = (asked or self.questions) * self.run.pairs.per_question
+        return phase.epochs * pairs // phase.batch_pairs
 
     # --- a step
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from veripo_ray.policy.prompting import build_prompt
 from veripo_ray.policy.qwen_vl import load_tokenizer, read_spec
 from veripo_ray.precision import gap_error
 from veripo_ray.records import Group, Pair, Question
+from veripo_ray.video.decode import Clip
 
 START_TIMEOUT_S = 600.0  # a 7B checkpoint from a slow disk; a hang is an error, not a wait
 
@@ -41,29 +41,39 @@ class Team:
         self.run, self.checkpoint = run, checkpoint
         self.tokenizer = load_tokenizer(checkpoint)
         self.spec = read_spec(checkpoint)
+        self.clips: dict[str, Clip | None] = {}
 
     @classmethod
     async def start(
-        cls, run: config.Run, checkpoint: Path, *, resumed: Path | None, reference: Path | None
+        cls,
+        run: config.Run,
+        checkpoint: Path,
+        *,
+        resumed: Path | None,
+        reference: Path | None,
+        version: int,
     ) -> Team:
         """Start every actor at once and wait until all have answered.
 
-        resumed: the checkpoint to go on from; reference: what the reference holds then.
+        resumed: the checkpoint to go on from, of weights `version`; reference: what the reference
+        holds then.
         Raises ResourceError naming who did not answer in time.
         """
         weights = resumed / "hf" if resumed else checkpoint
         team = cls(run, checkpoint)
-        team._create(weights, reference or weights)
+        team._create(weights, reference or weights, version)
         await team._answer(team._everyone())
         await team._meet(resumed)
         return team
 
-    def _create(self, weights: Path, reference: Path) -> None:
+    def _create(self, weights: Path, reference: Path, version: int) -> None:
         run, device = self.run, self.run.device
-        self.encoder = _actor(Encoder, device, 1).remote(str(weights), run.video, device)
+        self.encoder = _actor(Encoder, device, 1).remote(
+            str(self.checkpoint), run.video, device=device, dtype=run.learner.dtype
+        )
         self.workers = [
             _actor(RolloutWorker, device, run.rollout.tensor_parallel).remote(
-                str(weights), run.rollout, device=device, seed=run.seed + number
+                str(weights), run.rollout, device=device, seed=run.seed + number, version=version
             )
             for number in range(run.rollout.workers)
         ]
@@ -113,17 +123,20 @@ class Team:
 
     # --- questions
 
-    async def encode(self, question: Question) -> Any:
-        """A reference to the question's features; DataError when its media cannot be used."""
+    async def encode(self, question: Question, *, keep_clip: bool = False) -> Any:
+        """A reference to the question's features; DataError when its media cannot be used.
+
+        keep_clip: keep the frames too, for `clips`.
+        """
         if not (question.video or question.images):
             return ray.put(())
-        receipt, features = self.encoder.encode.options(num_returns=2).remote(question)
-        await result_of(receipt)
+        call = self.encoder.encode.options(num_returns=2)
+        receipt, features = call.remote(question, keep_clip)
+        if keep_clip:
+            self.clips[question.id] = (await result_of(receipt)).clip
+        else:
+            await result_of(receipt)
         return features
-
-    async def film(self, question: Question) -> Any:
-        """The clip that the encoder decoded last for this question, None when it kept none."""
-        return await result_of(self.encoder.film.remote(question))
 
     async def counts(self) -> dict[str, int]:
         """Clips decoded and encoded so far, as the encoder counted them."""
@@ -215,7 +228,7 @@ class Team:
     async def dpo_step(
         self, pairs: Sequence[Pair], features: Mapping[str, Any], phase: config.Dpo
     ) -> dict[str, float]:
-        rows = ray.put([TrainPair.of(pair) for pair in pairs])
+        rows = ray.put([_train_pair(pair) for pair in pairs])
         steps = [rank.dpo_step.remote([rows], features, phase) for rank in self.ranks]
         return (await _all(steps))[0]
 
@@ -331,8 +344,28 @@ async def _first(results: asyncio.Queue[Any], readers: Sequence[asyncio.Task[Non
 
 
 def _train_group(
-    group: Group, phase: config.Grpo, reference: Mapping[str, Any] | None
+    group: Group, phase: config.Grpo, reference: Mapping[str, Sequence[np.ndarray]] | None
 ) -> TrainGroup:
     rewards = [reward.total for reward in group.rewards]
-    row = TrainGroup.of(group, group_advantages(rewards, phase.advantage))
-    return replace(row, ref_logprobs=tuple(reference[group.id])) if reference else row
+    return TrainGroup(
+        id=group.id,
+        prompt_ids=group.prompt_ids,
+        responses=[rollout.token_ids for rollout in group.rollouts],
+        old_logprobs=[rollout.logprobs for rollout in group.rollouts],
+        advantages=group_advantages(rewards, phase.advantage),
+        ref_logprobs=reference[group.id] if reference else None,
+    )
+
+
+def _train_pair(pair: Pair) -> TrainPair:
+    chosen, rejected = pair.chosen.reference_logprob, pair.rejected.reference_logprob
+    assert chosen is not None, f"pair {pair.id} came past the reference"
+    assert rejected is not None, f"pair {pair.id} came past the reference"
+    return TrainPair(
+        id=pair.id,
+        prompt_ids=pair.prompt_ids,
+        chosen=pair.chosen.token_ids,
+        rejected=pair.rejected.token_ids,
+        reference_chosen=chosen,
+        reference_rejected=rejected,
+    )

@@ -32,7 +32,10 @@ class Journal:
 
     def append(self, records: Iterable[Record]) -> None:
         """Write one message, whole, and hand it to the operating system."""
-        body = codec.pack_many(records)
+        rows = list(records)
+        if not rows:
+            return
+        body = codec.pack_many(rows)
         with self.path.open("ab") as file:
             file.write(_LENGTH.pack(len(body)) + body)
 

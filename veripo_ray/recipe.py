@@ -105,7 +105,7 @@ def _with_phase_sections(raw: dict[str, Any]) -> dict[str, Any]:
     schedule = settings.get("schedule")
     if isinstance(schedule, list):
         settings["schedule"] = [
-            {**sections.get(e.get("phase"), {}), **e} if isinstance(e, dict) else e
+            {**sections.get(str(e.get("phase")), {}), **e} if isinstance(e, dict) else e
             for e in schedule
         ]
     return settings

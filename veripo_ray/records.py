@@ -7,6 +7,7 @@ turn groups into *pairs*. Token ids and log-probabilities are numpy vectors: byt
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -15,35 +16,53 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PlainSerializer,
-    PlainValidator,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     SerializationInfo,
-    WithJsonSchema,
+)
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import (
+    no_info_plain_validator_function,
+    plain_serializer_function_ser_schema,
 )
 
 
-def _vector(dtype: str, item: str) -> Any:
-    """A one-dimensional little-endian numpy array as a pydantic type."""
+@dataclass(frozen=True, slots=True)
+class _Vector:
+    """Tells pydantic how a one-dimensional little-endian numpy array travels."""
 
-    def load(value: Any) -> np.ndarray:
+    dtype: str
+    item: Literal["integer", "number"]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        dump = plain_serializer_function_ser_schema(self._dump, info_arg=True)
+        return no_info_plain_validator_function(self._load, serialization=dump)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "array", "items": {"type": self.item}}
+
+    def _load(self, value: Any) -> np.ndarray:
         if isinstance(value, bytes | bytearray | memoryview):
-            return np.frombuffer(value, dtype=dtype)
+            return np.frombuffer(value, dtype=self.dtype)
         array = np.asarray(value)
-        if array.size and array.dtype.kind not in ("iu" if item == "integer" else "iuf"):
-            raise ValueError(f"expected a list of {item}s, got {array.dtype}")
+        if array.size and array.dtype.kind not in ("iu" if self.item == "integer" else "iuf"):
+            raise ValueError(f"expected a list of {self.item}s, got {array.dtype}")
         if array.ndim != 1:
             raise ValueError(f"expected one dimension, got shape {array.shape}")
-        return np.ascontiguousarray(array, dtype=dtype)
+        return np.ascontiguousarray(array, dtype=self.dtype)
 
-    def dump(value: np.ndarray, info: SerializationInfo) -> Any:
-        return value.tolist() if info.mode == "json" else value.astype(dtype, copy=False).tobytes()
+    def _dump(self, value: np.ndarray, info: SerializationInfo) -> Any:
+        if info.mode == "json":
+            return value.tolist()
+        return value.astype(self.dtype, copy=False).tobytes()
 
-    schema = WithJsonSchema({"type": "array", "items": {"type": item}})
-    return Annotated[np.ndarray, PlainValidator(load), PlainSerializer(dump), schema]
 
-
-TokenIds = _vector("<i4", "integer")
-LogProbs = _vector("<f4", "number")
+TokenIds = Annotated[np.ndarray, _Vector("<i4", "integer")]
+LogProbs = Annotated[np.ndarray, _Vector("<f4", "number")]
 
 
 class Record(BaseModel):

@@ -63,6 +63,7 @@ class Stage(Entry):
     repetition: MeasuredShare = Field(description="share that fails the repetition check")
     format: MeasuredShare = Field(description="share of well-formed responses")
     seconds: Seconds = 0.0
+    evaluation_seconds: Seconds = 0.0
     samples: Natural = Field(0, description="trained rollouts (grpo) or trained pairs (dpo)")
     pairs: Natural = Field(0, description="pairs made from this phase's rollouts, or trained on")
     logprob_gap_max: float | None = Field(None, description="max |learner - rollout worker|, nats")

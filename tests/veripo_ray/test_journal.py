@@ -22,6 +22,7 @@ def _ids(path: Path, start: int = 0) -> list[str]:
 def test_records_are_read_in_the_order_written(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "a.msgpack", JudgedGroup)
     journal.append(_records("1", "2"))
+    journal.append([])
     journal.append(_records("3"))
     assert _ids(journal.path) == ["1", "2", "3"]
 

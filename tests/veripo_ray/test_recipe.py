@@ -64,8 +64,14 @@ def test_the_resolved_configuration_reads_back_equal(file: Path, tmp_path: Path)
         ("rollout.workers=x", r"rollout.workers: .*integer.*\(got 'x'\)"),
         ("schedule.1.bta=3", "schedule.1.bta: unknown setting; did you mean schedule.1.beta?"),
         ("zebra=1", "zebra: unknown setting; known here: model, output"),
-        ("grpo.train_batch=7", r"rollout_batch = 16 is not a multiple of train_batch = 7; make it 21"),
-        ("grpo.questions=20", r"questions = 20 is not a multiple of rollout_batch = 16; make it 32"),
+        (
+            "grpo.train_batch=7",
+            r"rollout_batch = 16 is not a multiple of train_batch = 7; make it 21",
+        ),
+        (
+            "grpo.questions=20",
+            r"questions = 20 is not a multiple of rollout_batch = 16; make it 32",
+        ),
         ("schedule=[dpo]", "a dpo phase needs a grpo phase right before it"),
         ("learner.ranks=64", r"train_batch = 16 gives some of the 64 learner ranks nothing"),
         ("rollout.max_tokens=30000", "rollout.max_model_len = 20480 leaves no room"),
