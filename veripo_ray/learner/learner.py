@@ -32,7 +32,8 @@ Objective = Callable[[Sequence[int], list[list[Tensor]]], tuple[Tensor, Stats]]
 
 
 class Learner:
-    """Trains the language model of `checkpoint`; the vision tower stays frozen and is not loaded.
+    """Trains the language model of `checkpoint`; the vision tower stays frozen and is not loaded,
+    unless `tower` says that it learns as well.
 
     temperature: of sampling, so that log-probabilities are those of the same distribution.
     max_tokens: of sampling, wanted only by Dr.GRPO's constant. store: where the ranks meet, see
@@ -52,6 +53,7 @@ class Learner:
         temperature: float = 1.0,
         max_tokens: int | None = None,
         join_timeout_s: float = 120.0,
+        tower: bool = False,
     ) -> None:
         self.cfg = cfg
         self.rank = rank
@@ -64,7 +66,7 @@ class Learner:
         backend = "nccl" if device.type == "cuda" else "gloo"
         rendezvous.join(store or rendezvous.alone(), rank, world_size, backend, join_timeout_s)
         torch.manual_seed(seed)
-        self.policy = QwenVL.load(checkpoint, dtype=DTYPES[cfg.dtype], device=device, tower=False)
+        self.policy = QwenVL.load(checkpoint, dtype=DTYPES[cfg.dtype], device=device, tower=tower)
         if cfg.gradient_checkpointing:
             self.policy.enable_gradient_checkpointing()
         head = self.policy.model.get_output_embeddings()

@@ -126,7 +126,7 @@ class QwenVL:
             )
         if not features:
             return embeds_TH
-        values_NH = torch.cat([torch.from_numpy(item.values) for item in features])
+        values_NH = torch.cat([torch.as_tensor(item.values) for item in features])
         return embeds_TH.masked_scatter(places_T[:, None], values_NH.to(embeds_TH))
 
     def hidden(self, embeds_TH: Tensor, positions_3T: Tensor, layout: Layout) -> Tensor:

@@ -43,16 +43,20 @@ class Tower:
 
     def encode_clips(self, clips: Sequence[Clip]) -> list[Features]:
         """Features of several clips from one pass of the tower."""
-        frames = [self._channels_first(clip.frames) for clip in clips]
+        seconds = [self.policy.spec.temporal_patch / clip.fps for clip in clips]
+        return self._encode(*self.pixels(clips), "video", seconds)
+
+    def pixels(self, clips: Sequence[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the tower takes in: patches [N, channels * frames * patch**2], normalised, and each
+        clip's grid, int64 [clips, 3]."""
         batch = self._video_processor(
-            videos=frames,
+            videos=[self._channels_first(clip.frames) for clip in clips],
             do_sample_frames=False,
             do_resize=False,
             cap_pixels_per_frame=False,
             return_tensors="pt",
         )
-        seconds = [self.policy.spec.temporal_patch / clip.fps for clip in clips]
-        return self._encode(batch["pixel_values_videos"], batch["video_grid_thw"], "video", seconds)
+        return batch["pixel_values_videos"], batch["video_grid_thw"]
 
     def encode_image(self, image: np.ndarray) -> Features:
         """Features of one image, [H, W, 3] uint8, H and W whole merged patches."""
