@@ -1,0 +1,1 @@
+"""Ray Serve applications: the verifier's endpoint."""
