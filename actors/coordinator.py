@@ -150,7 +150,7 @@ class Coordinator:
             groups += answers
             await self._stop_if_asked()
         if not self.state.stages:
-            self._begin_samples(tasks)
+            await self._begin_samples(tasks)
         await self._count_media()
         self.book.add_stage(phase, stage_metrics(groups, judged), groups, judged)
 
@@ -230,9 +230,8 @@ class Coordinator:
         )
         self.questions = {question.id: question for question in self.train}
         total = len(self.train) + len(self.heldout) + len(self.bad)
-        shown = {question.id for question in self.heldout[:SHOWN_SAMPLES]}
         self.feed = Feed(
-            lambda question: self.team.encode(question, keep_clip=question.id in shown),
+            self.team.encode,
             self.team.prompt,
             max_bad_share=self.settings.data.max_bad_share,
             total=total,
@@ -246,11 +245,11 @@ class Coordinator:
         for groups in _batches(self.book.unjudged(), 16):
             await self.judging.submit(groups)
 
-    def _begin_samples(self, tasks: Sequence[Task]) -> None:
+    async def _begin_samples(self, tasks: Sequence[Task]) -> None:
         """The first held-out questions, with their films, which the report follows."""
         samples = []
         for task in tasks[:SHOWN_SAMPLES]:
-            clip = self.team.clips.pop(task.question.id, None)
+            clip = await self.team.film(task.question)
             frames = () if clip is None else (clip.frames, clip.seconds)
             samples.append(Sample.of(task.question, *frames))
         self.book.begin_samples(samples)

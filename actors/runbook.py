@@ -183,7 +183,10 @@ class RunBook:
         write_samples(self.folder, samples)
 
     def begin_evaluation(self) -> None:
+        """What has passed until now is the phase's; before the first phase it is nobody's."""
         self._lap()
+        if not self.state.stages:
+            self.state.seconds = 0.0
 
     def add_stage(
         self,

@@ -41,7 +41,6 @@ class Team:
         self.run, self.checkpoint = run, checkpoint
         self.tokenizer = load_tokenizer(checkpoint)
         self.spec = read_spec(checkpoint)
-        self.clips: dict[str, Clip | None] = {}
 
     @classmethod
     async def start(
@@ -68,9 +67,7 @@ class Team:
 
     def _create(self, weights: Path, reference: Path, version: int) -> None:
         run, device = self.run, self.run.device
-        self.encoder = _actor(Encoder, device, 1).remote(
-            str(self.checkpoint), run.video, device=device, dtype=run.learner.dtype
-        )
+        self.encoder = _actor(Encoder, device, 1).remote(str(self.checkpoint), run.video, device)
         self.workers = [
             _actor(RolloutWorker, device, run.rollout.tensor_parallel).remote(
                 str(weights), run.rollout, device=device, seed=run.seed + number, version=version
@@ -123,20 +120,17 @@ class Team:
 
     # --- questions
 
-    async def encode(self, question: Question, *, keep_clip: bool = False) -> Any:
-        """A reference to the question's features; DataError when its media cannot be used.
-
-        keep_clip: keep the frames too, for `clips`.
-        """
+    async def encode(self, question: Question) -> Any:
+        """A reference to the question's features; DataError when its media cannot be used."""
         if not (question.video or question.images):
             return ray.put(())
-        call = self.encoder.encode.options(num_returns=2)
-        receipt, features = call.remote(question, keep_clip)
-        if keep_clip:
-            self.clips[question.id] = (await result_of(receipt)).clip
-        else:
-            await result_of(receipt)
+        receipt, features = self.encoder.encode.options(num_returns=2).remote(question)
+        await result_of(receipt)
         return features
+
+    async def film(self, question: Question) -> Clip | None:
+        """Some frames of the question's video, if the encoder kept them."""
+        return await result_of(self.encoder.film.remote(question))
 
     async def counts(self) -> dict[str, int]:
         """Clips decoded and encoded so far, as the encoder counted them."""
