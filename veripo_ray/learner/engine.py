@@ -19,11 +19,12 @@ What DeepSpeed must be told otherwise than by its defaults, and why:
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from veripo_ray.errors import CheckpointError
 
 ADAM_BETAS = (0.9, 0.95)
 MAX_BUCKET = 500_000_000  # elements
+TAG = "engine"  # the name of its folder in a checkpoint
 GATHER_ELEMENTS = 64 << 20  # gathered at a time under ZeRO-3: a few layers of a large model
 
 
@@ -62,6 +64,13 @@ def _deepspeed(device: torch.device) -> Any:
     # `comm/torch.py: build_shm_op` asks this table; False means "do not build, use gloo".
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextmanager
+def _no_prints() -> Iterator[None]:
+    """Some of DeepSpeed's optimisers print their memory use, past every log level."""
+    with redirect_stdout(io.StringIO()):
+        yield
 
 
 class Engine:
@@ -98,12 +107,13 @@ class Engine:
         )
         if self.stage == 0:  # DeepSpeed clips there, but tells nobody the norm
             self._optimizer.register_step_pre_hook(self._clip_whole)
-        self._engine, *_ = self._lib.initialize(
-            model=_Computation(model),
-            optimizer=self._optimizer,
-            config=self._settings(cfg),
-            dist_init_required=False,
-        )
+        with _no_prints():
+            self._engine, *_ = self._lib.initialize(
+                model=_Computation(model),
+                optimizer=self._optimizer,
+                config=self._settings(cfg),
+                dist_init_required=False,
+            )
         if self.stage == 3:
             for parameter in reused:
                 self._lib.zero.register_external_parameter(self._engine.module, parameter)
@@ -153,12 +163,6 @@ class Engine:
     def _clip_whole(self, *_: Any) -> None:
         self._norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self._clip))
 
-    def reduce(self, values: Tensor, *, op: str = "sum") -> Tensor:
-        """Sum or maximum of `values` over ranks."""
-        if self.world_size > 1:
-            dist.all_reduce(values, dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM)
-        return values
-
     @contextmanager
     def whole(self, names: Sequence[str]) -> Iterator[dict[str, nn.Parameter]]:
         """These parameters with all their elements, gathered under ZeRO-3. Collective there."""
@@ -178,17 +182,18 @@ class Engine:
     def save(self, folder: Path) -> None:
         """Write this rank's part of optimiser and weights. Collective."""
         self._engine.save_checkpoint(
-            str(folder), tag="engine", exclude_frozen_parameters=True, save_latest=False
+            str(folder), tag=TAG, exclude_frozen_parameters=True, save_latest=False
         )
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote with the same stage and number of ranks. Collective."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
-        if path is None:
+        if not any((folder / TAG).glob("*.pt")):
             raise CheckpointError(
                 f"{folder} holds no optimiser state",
                 fix="resume from another checkpoint of the run",
             )
+        with _no_prints():
+            self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
 
 
 def _batches(parameters: Mapping[str, nn.Parameter], elements: int) -> Iterator[list[str]]:

@@ -62,7 +62,7 @@ def rounds(
     """This rank's micro-batches, as lists of indices into `examples`.
 
     Every rank gets equally many, because collectives pair up: the ones that a rank has too few of
-    are empty. Rows of similar length go together, so that little is padding.
+    are empty.
     """
     cuts = [
         _cut(examples, share(len(examples), other, world_size), token_budget)
@@ -73,8 +73,8 @@ def rounds(
 
 
 def _cut(examples: Sequence[Example], indices: range, token_budget: int) -> list[list[int]]:
+    """Examples without a single response token have nothing to teach and are left out."""
     packed = {index: examples[index].packed() for index in indices}
     trained = [index for index in indices if any(map(len, packed[index].responses))]
-    order = sorted(trained, key=lambda index: packed[index].tokens)
-    parts = micro_batches([packed[index] for index in order], token_budget)
-    return [[order[place] for place in part] for part in parts]
+    parts = micro_batches([packed[index] for index in trained], token_budget)
+    return [[trained[place] for place in part] for part in parts]

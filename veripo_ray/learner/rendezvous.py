@@ -34,13 +34,18 @@ def connect(address: Address, timeout_s: float) -> dist.Store:
 
 
 def join(store: dist.Store, rank: int, world_size: int, backend: str, timeout_s: float) -> None:
-    """Make the process group once every rank has answered the roll call.
-
-    Raises ResourceError naming the ranks that are missing after `timeout_s` seconds.
-    """
+    """Make the process group, once every rank has answered the roll call."""
     if dist.is_initialized():
         _check_same_group(rank, world_size)
         return
+    call_the_roll(store, rank, world_size, timeout_s)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
+    )
+
+
+def call_the_roll(store: dist.Store, rank: int, world_size: int, timeout_s: float) -> None:
+    """Wait for all ranks. Raises ResourceError naming those missing after `timeout_s` seconds."""
     store.set(f"here/{rank}", socket.gethostname())
     names = [f"here/{other}" for other in range(world_size)]
     try:
@@ -51,9 +56,6 @@ def join(store: dist.Store, rank: int, world_size: int, backend: str, timeout_s:
             f"learner ranks {missing} of {world_size} did not join within {timeout_s:g} s",
             fix="look for their actors' errors; learner.ranks needs as many CPUs or GPUs",
         ) from error
-    dist.init_process_group(
-        backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
-    )
 
 
 def _check_same_group(rank: int, world_size: int) -> None:

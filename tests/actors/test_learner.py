@@ -1,0 +1,190 @@
+"""Two learner ranks are one learner: same losses, same weights, at every ZeRO stage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray.exceptions import RayTaskError
+
+from actors.learner import LearnerRank
+from veripo_ray import config
+from veripo_ray.errors import PrecisionError, ResourceError
+from veripo_ray.learner import Learner, TrainGroup, TrainPair
+from veripo_ray.policy.media import Features
+from veripo_ray.policy.qwen_vl import read_spec
+
+LR = 1e-4
+GRPO = config.Grpo(lr=LR)
+DPO = config.Dpo(lr=LR)
+WAIT_S = 180  # for any answer of an actor
+
+
+class Ranks:
+    """Two actors; `rejoin` gives them a new learner of other settings in the same process group."""
+
+    def __init__(self, checkpoint: Path, extensions: Path) -> None:
+        self.checkpoint, self.extensions = checkpoint, extensions
+        environment = {"env_vars": {"TORCH_EXTENSIONS_DIR": str(extensions)}}
+        actor = ray.remote(Rejoining).options(num_cpus=1, runtime_env=environment)
+        self.handles = [
+            actor.remote(str(checkpoint), settings(0), rank=rank, world_size=2) for rank in (0, 1)
+        ]
+        self.address = ray.get(self.handles[0].address.remote(), timeout=WAIT_S)
+
+    def rejoin(self, cfg: config.Learner) -> Ranks:
+        self.every("configure", cfg)
+        self.every("join", self.address)
+        return self
+
+    def every(self, method: str, *args, **kwargs) -> list:
+        calls = [getattr(handle, method).remote(*args, **kwargs) for handle in self.handles]
+        return ray.get(calls, timeout=WAIT_S)
+
+
+class Rejoining(LearnerRank):
+    """A rank that changes its settings: starting actors for each test would cost 10 s a time."""
+
+    def configure(self, cfg: config.Learner) -> None:
+        self.cfg = cfg
+
+
+def settings(stage: int, **others: object) -> config.Learner:
+    return config.Learner(
+        dtype="float32", ranks=2, zero_stage=stage, micro_batch_tokens=60, **others
+    )
+
+
+@pytest.fixture(scope="module")
+def ranks(ray_session, tiny_checkpoint, tmp_path_factory):
+    both = Ranks(tiny_checkpoint, tmp_path_factory.mktemp("extensions"))
+    yield both
+    for handle in both.handles:
+        ray.kill(handle)
+
+
+@pytest.fixture(scope="module")
+def examples(tiny_checkpoint):
+    """Five groups (so that ranks have unequal shares), a pair of each, and their features."""
+    spec, rng = read_spec(tiny_checkpoint), np.random.default_rng(0)
+    usable = sorted(set(range(spec.vocab_size)) - set(spec.banned_ids))
+    groups, pairs, media = [], [], {}
+    for number in range(5):
+        values = rng.standard_normal((4, spec.hidden_size)).astype(np.float32)
+        prompt = [spec.vision_start, *[spec.video_pad] * 4, spec.vision_end, *rng.choice(usable, 3)]
+        ids = np.array(prompt, np.int32)
+        responses = [rng.choice(usable, n).astype(np.int32) for n in (3, 20 - 4 * number)]
+        old = [-rng.uniform(2, 5, len(r)).astype(np.float32) for r in responses]
+        advantages = rng.standard_normal(2).astype(np.float32)
+        groups.append(TrainGroup(f"g{number}", ids, responses, old, advantages))
+        pairs.append(TrainPair(f"p{number}", ids, *responses, -9.0, -30.0))
+        features = (Features("video", values, (2, 4, 2), 1.0),)
+        media[f"g{number}"] = media[f"p{number}"] = features
+    return groups, pairs, media
+
+
+@pytest.fixture(scope="module")
+def sent(ray_session, examples):
+    """The same as references: lists of one reference, and a reference to each item's features."""
+    groups, pairs, media = examples
+    references = {name: ray.put(features) for name, features in media.items()}
+    return [ray.put(groups)], [ray.put(pairs)], references
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_checkpoint, examples):
+    """Metrics and weights of one rank: two GRPO steps, then two of DPO."""
+    groups, pairs, media = examples
+    learner = Learner(tiny_checkpoint, config.Learner(dtype="float32"))
+    metrics = [learner.grpo_step(groups, media, GRPO) for _ in range(2)]
+    metrics += [learner.dpo_step(pairs, media, DPO) for _ in range(2)]
+    return metrics, learner.weights()
+
+
+def train(ranks: Ranks, sent) -> list[list[dict[str, float]]]:
+    groups, pairs, features = sent
+    steps = [ranks.every("grpo_step", groups, features, GRPO) for _ in range(2)]
+    return steps + [ranks.every("dpo_step", pairs, features, DPO) for _ in range(2)]
+
+
+def weights_of(ranks: Ranks) -> dict[str, np.ndarray]:
+    (count, weights), (none, empty) = ranks.every("weights", 5)
+    assert (count, none, empty) == (len(weights), 0, {})
+    return weights
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_train_like_one(stage, ranks, sent, alone):
+    ranks.rejoin(settings(stage))
+    steps = train(ranks, sent)
+    for (first, second), expected in zip(steps, alone[0], strict=True):
+        assert first == second
+        for name, value in expected.items():
+            assert first[name] == pytest.approx(value, rel=2e-5, abs=1e-6), name
+    for name, weight in weights_of(ranks).items():
+        np.testing.assert_allclose(weight, alone[1][name], atol=1e-6, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_one_example_for_two_ranks_keeps_them_in_step(
+    stage, ranks, examples, sent, tiny_checkpoint
+):
+    groups, _, media = examples
+    ranks.rejoin(settings(stage))
+    first, second = ranks.every("grpo_step", [ray.put(groups[:1])], sent[2], GRPO)
+    single = Learner(tiny_checkpoint, config.Learner(dtype="float32"))
+    expected = single.grpo_step(groups[:1], media, GRPO)
+    assert first == second
+    assert first["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_ranks_continue_to_the_bit(stage, ranks, sent, tmp_path):
+    ranks.rejoin(settings(stage))
+    train(ranks, sent)
+    weights_of(ranks)  # names them version 5
+    ranks.every("save", str(tmp_path / "checkpoint"))
+    train(ranks, sent)
+    expected = weights_of(ranks)
+    ranks.rejoin(settings(stage))
+    assert ranks.every("load", str(tmp_path / "checkpoint")) == [5, 5]
+    train(ranks, sent)
+    for name, weight in weights_of(ranks).items():
+        np.testing.assert_array_equal(weight, expected[name], err_msg=name)
+
+
+def test_a_gap_on_one_rank_stops_both(ranks, sent, examples):
+    ranks.rejoin(settings(2))
+    calls = [handle.grpo_step.remote(sent[0], sent[2], GRPO, 1e-3) for handle in ranks.handles]
+    named = set()
+    for call in calls:
+        with pytest.raises(RayTaskError) as caught:
+            ray.get(call, timeout=WAIT_S)
+        assert isinstance(caught.value.cause, PrecisionError)
+        named.add(caught.value.cause.problem)
+    assert len(named) == 1
+
+
+def test_nothing_was_compiled_on_the_way(ranks):
+    """DeepSpeed would build its shared-memory collectives into this folder, for over a minute."""
+    ranks.rejoin(settings(0))
+    assert os.listdir(ranks.extensions) == []
+
+
+def test_a_rank_that_does_not_come_is_named(ray_session, tiny_checkpoint):
+    lonely = (
+        ray.remote(LearnerRank)
+        .options(num_cpus=1)
+        .remote(str(tiny_checkpoint), settings(0), rank=0, world_size=2)
+    )
+    try:
+        address = ray.get(lonely.address.remote(), timeout=WAIT_S)
+        with pytest.raises(RayTaskError) as caught:
+            ray.get(lonely.join.remote(address, 1.0), timeout=WAIT_S)
+        assert isinstance(caught.value.cause, ResourceError)
+        assert "ranks [1] of 2" in caught.value.cause.problem
+    finally:
+        ray.kill(lonely)
