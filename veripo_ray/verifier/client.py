@@ -137,7 +137,7 @@ class VerifierClient:
 
     def _wait(self, state: RetryCallState) -> float:
         """Exponential with jitter, at least what the server asked for, never past the deadline."""
-        wanted = wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.5)(state)
+        wanted = wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.5)(state)
         if isinstance(error := _error_of(state), _TryAgain):
             wanted = max(wanted, error.after)
         return max(0.0, min(wanted, self._timeout - (state.seconds_since_start or 0.0)))

@@ -8,6 +8,7 @@ cue whose window can be read counts, since a chain may reconsider. Linear in the
 from __future__ import annotations
 
 import re
+from collections import deque
 from dataclasses import dataclass
 
 from veripo_ray.records import Kind
@@ -101,7 +102,7 @@ def _within(words: str, others: str) -> bool:
 
 def _windows(thinking: str) -> list[_Window]:
     """The windows of the last cues, last first."""
-    cues = list(_CUE.finditer(thinking))[-_MAX_CUES:]
+    cues = deque(_CUE.finditer(thinking), maxlen=_MAX_CUES)
     windows = []
     for cue in reversed(cues):
         text = thinking[cue.end() : cue.end() + _WINDOW]

@@ -1,0 +1,166 @@
+"""Requests are read whole or refused with a reason, whatever bytes a stranger sends."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from veripo_ray.errors import DataError
+from veripo_ray.records import Kind
+from veripo_ray.verifier import wire
+from veripo_ray.verifier.judges import Rules
+from veripo_ray.verifier.verify import Item, verify
+
+FORMATS = {wire.JSON: lambda value: json.dumps(value).encode(), wire.MSGPACK: msgpack.packb}
+ITEM = Item(kind=Kind.CHOICE, gold="B", options=("red", "blue"), response="<think> so B")
+ROW = ITEM.model_dump(mode="json")
+
+both = pytest.mark.parametrize("media_type", FORMATS)
+
+
+def read(media_type: str, message: Any, max_items: int = 100) -> list[Item | str]:
+    return wire.read_items(FORMATS[media_type](message), media_type, max_items)
+
+
+@both
+def test_items_survive_the_trip(media_type):
+    assert read(media_type, {"items": [ROW, ROW]}) == [ITEM, ITEM]
+    assert wire.read_items(wire.write_items([ITEM]), wire.MSGPACK, 1) == [ITEM]
+
+
+@both
+def test_an_item_that_is_not_valid_says_why_and_the_others_are_read(media_type):
+    rows = [ROW, ROW | {"kind": "essay"}, {"response": 3}, ROW | {"colour": "red"}, ROW]
+    first, essay, number, unknown, last = read(media_type, {"items": rows})
+    assert first == last == ITEM
+    assert "kind" in essay
+    assert "kind" in number
+    assert "colour" in unknown
+
+
+@both
+@pytest.mark.parametrize("message", [[], {}, {"items": 3}, {"items": [], "more": 1}, "items", 7])
+def test_what_is_no_request_is_refused_with_the_shape_that_is(media_type, message):
+    with pytest.raises(DataError, match="items"):
+        read(media_type, message)
+
+
+@both
+def test_too_many_items_are_too_large(media_type):
+    with pytest.raises(wire.TooLargeError, match="3 items, more than 2"):
+        read(media_type, {"items": [ROW] * 3}, max_items=2)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff",
+        b'{"items": [NaN]}',
+        b'{"items": [Infinity]}',
+        b'{"items": [' + b"9" * 5000 + b"]}",
+        b'{"items": "' + b'\\"' * 200_000,
+        b"[" * 5000,
+        b'{"items": ["\xff"]}',
+    ],
+)
+def test_malformed_json_is_refused(body):
+    with pytest.raises(DataError, match="application/json"):
+        wire.read_items(body, wire.JSON, 100)
+
+
+def test_json_is_measured_before_it_is_built():
+    with pytest.raises(wire.TooLargeError, match="values"):
+        wire.read_items(b'{"items": [' + b"[]," * 100_000 + b"[]]}", wire.JSON, 100)
+
+
+def test_commas_and_brackets_inside_texts_are_not_counted():
+    row = ROW | {"response": "[{," * 10_000 + '\\"'}
+    (item,) = read(wire.JSON, {"items": [row]}, max_items=1)
+    assert item.response == row["response"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc1",
+        b"\x81\xa5items\xdd\xff\xff\xff\xff",  # an array said to be of four thousand million
+        b"\xdf\xff\xff\xff\xff",
+        b"\x81\xa5items\x91\xdf\xff\xff\xff\xff",
+        b"\x81\xa5items\x91\xdb\xff\xff\xff\xff",
+        msgpack.packb({"items": [{"gold": [1, 2]}]}),
+        msgpack.packb({"items": [{"gold": {"a": 1}}]}),
+        msgpack.packb({"items": [{"gold": msgpack.ExtType(1, b"x")}]}),
+        msgpack.packb({"items": [{"gold": b"x"}]}),
+        msgpack.packb({"items": [{"options": ["x"] * 65}]}),
+        msgpack.packb({"items": [{str(n): n for n in range(17)}]}),
+        msgpack.packb({"items": [{"options": "x"}]}),
+        msgpack.packb({"items": [[[[[]]]]]}),
+        msgpack.packb({"items": []}) + b"\x00",
+        b"\x81\xa5items\x91\x81\xa4gold\xa1\xff",
+    ],
+)
+def test_msgpack_bombs_and_nonsense_are_refused(body):
+    with pytest.raises(DataError):
+        wire.read_items(body, wire.MSGPACK, 100)
+
+
+def test_lone_surrogates_do_not_break_the_reply():
+    body = b'{"items": [{"kind": "choice", "gold": "B", "\\ud800": 1, "response": "\\ud800"}]}'
+    (problem,) = wire.read_items(body, wire.JSON, 1)
+    assert isinstance(problem, str)
+    problem.encode()
+
+
+@given(st.binary(max_size=200), st.sampled_from(list(FORMATS)))
+def test_any_bytes_are_read_or_refused(body, media_type):
+    with suppress(DataError):
+        assert isinstance(wire.read_items(body, media_type, 10), list)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.lists(json_values | st.fixed_dictionaries({"kind": json_values}), max_size=4))
+def test_any_items_are_read_or_explained(rows):
+    body = json.dumps({"items": rows}).encode()
+    assert len(wire.read_items(body, wire.JSON, 10)) == len(rows)
+
+
+@both
+def test_verdicts_are_written_in_both_formats(media_type):
+    verdicts = verify([ITEM], Rules())
+    body = wire.write_verdicts(verdicts, media_type)
+    if media_type == wire.MSGPACK:
+        assert wire.read_verdicts(body, 1) == verdicts
+    else:
+        assert json.loads(body)["verdicts"][0]["checks"][0]["name"] == "format"
+
+
+@pytest.mark.parametrize("reply", [b"", b"\xc1", msgpack.packb({}), msgpack.packb([1])])
+def test_a_reply_that_holds_no_verdicts_is_refused(reply):
+    with pytest.raises(DataError):
+        wire.read_verdicts(reply, 1)
+
+
+def test_a_reply_of_another_length_is_refused():
+    body = wire.write_verdicts(verify([ITEM], Rules()), wire.MSGPACK)
+    with pytest.raises(DataError, match="1 verdicts for 2 items"):
+        wire.read_verdicts(body, 2)
