@@ -25,12 +25,16 @@ from veripo_ray.policy.qwen_vl import QwenVL
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A group or a pair. prompt_ids: [P] int32, placeholders expanded; responses: [R_i] int32,
-    each possibly empty, none containing a banned token."""
+    """A group or a pair. prompt_ids: [P] int32, not empty, placeholders expanded; responses: [R_i]
+    int32, each possibly empty, none containing a banned token."""
 
     prompt_ids: np.ndarray
     features: tuple[Features, ...]
     responses: tuple[np.ndarray, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.prompt_ids) == 0:
+            raise ValueError("an empty prompt predicts no first token")
 
     @property
     def tokens(self) -> int:
@@ -167,7 +171,7 @@ class _Head:
     def __call__(self, rows_NH: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:
         logits_NV = self.policy.logits(rows_NH).float()
         banned = torch.tensor(self.policy.banned_token_ids, device=logits_NV.device)
-        logits_NV = logits_NV.index_fill(1, banned.long(), float("-inf")) / self.temperature
+        logits_NV.index_fill_(1, banned.long(), float("-inf")).div_(self.temperature)
         normaliser_N = logits_NV.logsumexp(-1)
         logprobs_N = logits_NV.gather(1, targets_N[:, None])[:, 0] - normaliser_N
         if not self.entropy:

@@ -6,26 +6,28 @@ with the same verbs.
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from veripo_ray.errors import CheckpointError, DataError
+from veripo_ray.policy import folder as files
 from veripo_ray.policy.attention import Layout, grouped_attention
+from veripo_ray.policy.folder import load_tokenizer
 from veripo_ray.policy.media import Features, Modality, Spec
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLConfig
 
 SUPPORTED_FAMILIES = ("qwen2_5_vl",)
 GROUPED = "veripo_grouped"  # our attention's name in transformers' register
 _TOWER = "model.visual."
 _LANGUAGE = "model.language_model."
-_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 
 
 def read_spec(checkpoint: str | Path) -> Spec:
@@ -33,21 +35,7 @@ def read_spec(checkpoint: str | Path) -> Spec:
 
     Raises CheckpointError when the folder is missing, incomplete or of an unsupported family.
     """
-    config = _read_config(checkpoint)
-    return _spec(config, load_tokenizer(checkpoint), _stop_ids(checkpoint))
-
-
-def load_tokenizer(checkpoint: str | Path) -> Any:
-    """The checkpoint's tokenizer, chat template included. Raises CheckpointError without one."""
-    from transformers import AutoTokenizer
-
-    folder = Path(checkpoint)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise CheckpointError(  # transformers would make up an empty one
-            f"checkpoint '{checkpoint}' has no tokenizer",
-            fix="copy tokenizer.json and tokenizer_config.json into it",
-        )
-    return AutoTokenizer.from_pretrained(folder)
+    return _spec(_config(checkpoint), load_tokenizer(checkpoint), files.stop_ids(checkpoint))
 
 
 class QwenVL:
@@ -77,15 +65,11 @@ class QwenVL:
         Raises CheckpointError for a missing folder, missing weights or an unsupported family.
         """
         folder = Path(checkpoint)
-        config = _read_config(folder)
+        config = _config(folder)
         tokenizer = load_tokenizer(folder)
-        spec = _spec(config, tokenizer, _stop_ids(folder))
+        spec = _spec(config, tokenizer, files.stop_ids(folder))
         model = _load_model(folder, config, dtype, tower=tower, language=language)
         return cls(folder, model.to(device).eval(), tokenizer, spec)
-
-    @property
-    def family(self) -> str:
-        return self.spec.family
 
     @property
     def banned_token_ids(self) -> tuple[int, ...]:
@@ -167,18 +151,22 @@ class QwenVL:
     def save(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write a whole checkpoint in Hugging Face layout: weights, tokenizer, processor, template.
 
-        weights: the language weights under checkpoint names; None takes this model's own (a
-        sharded learner gathers and gives them). Parts not loaded here come from the source.
+        weights: what trains, under checkpoint names; None takes this model's own (a sharded learner
+        gathers and gives them). The rest is this model's, and a part not loaded is the source's.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        own = {saved_name(name): weight for name, weight in self.model.named_parameters()}
-        state = {name: weight.detach() for name, weight in (weights or own).items()}
-        missing = {n: w for n, w in own.items() if n not in state}
-        state |= {name: weight.detach() for name, weight in missing.items()}
-        state |= {n: w.to(self.dtype) for n, w in _source_weights(self.checkpoint, skip=state)}
-        _write_weights(folder, state)
-        _copy_sidecars(self.checkpoint, folder, self.dtype)
+        own = {saved_name(name): w.detach() for name, w in self.model.named_parameters()}
+        if weights is not None:
+            if missing := self.trainable().keys() - weights.keys():
+                raise ValueError(f"weights to save lack {sorted(missing)[:3]}")
+            own |= weights
+        stored = files.stored_weights(self.checkpoint, wanted=self._left_out)
+        own |= {saved_name(name): weight.to(self.dtype) for name, weight in stored}
+        files.write(Path(folder), own, self.checkpoint, self.dtype)
+
+    def _left_out(self, name: str) -> bool:
+        """Whether a stored weight is of a part that was not loaded."""
+        tower = name.startswith(("visual.", _TOWER))
+        return (self.model.model.visual if tower else self.model.model.language_model) is None
 
 
 def saved_name(name: str) -> str:
@@ -189,76 +177,61 @@ def saved_name(name: str) -> str:
     return name
 
 
-def _read_config(checkpoint: str | Path) -> dict[str, Any]:
-    path = Path(checkpoint) / "config.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"checkpoint '{checkpoint}' has no config.json",
-            fix="give a folder in Hugging Face layout (config.json, *.safetensors, tokenizer)",
-        )
-    config = json.loads(path.read_text())
+def _config(checkpoint: str | Path) -> Qwen2_5_VLConfig:
+    from transformers import Qwen2_5_VLConfig
+
+    config = files.read_config(checkpoint)
     family = config.get("model_type")
     if family not in SUPPORTED_FAMILIES:
         raise CheckpointError(
             f"checkpoint '{checkpoint}' is of family '{family}', which is not supported",
             fix=f"use a checkpoint whose model_type is {' or '.join(SUPPORTED_FAMILIES)}",
         )
-    return config
+    settings = Qwen2_5_VLConfig.from_dict(config)
+    if "sliding_attention" in settings.text_config.layer_types:
+        raise CheckpointError(
+            f"checkpoint '{checkpoint}' uses sliding-window attention, which is not supported",
+            fix="set use_sliding_window to false in its config.json",
+        )
+    return settings
 
 
-def _stop_ids(checkpoint: str | Path) -> tuple[int, ...]:
-    path = Path(checkpoint) / "generation_config.json"
-    stop = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-    return () if stop is None else tuple(stop) if isinstance(stop, list) else (stop,)
-
-
-def _spec(config: dict[str, Any], tokenizer: Any, stop_ids: tuple[int, ...]) -> Spec:
-    text, vision = config.get("text_config", config), config["vision_config"]
+def _spec(config: Qwen2_5_VLConfig, tokenizer: Any, stop_ids: tuple[int, ...]) -> Spec:
+    vision = config.vision_config
     stops = tuple(dict.fromkeys((tokenizer.eos_token_id, *stop_ids)))
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return Spec(
-        family=config["model_type"],
-        patch=vision.get("patch_size", 14),
-        merge=vision.get("spatial_merge_size", 2),
-        temporal_patch=vision.get("temporal_patch_size", 2),
-        tokens_per_second=vision.get("tokens_per_second", 1.0),
-        hidden_size=text["hidden_size"],
-        vocab_size=text["vocab_size"],
-        image_pad=config["image_token_id"],
-        video_pad=config["video_token_id"],
-        vision_start=config["vision_start_token_id"],
-        vision_end=config["vision_end_token_id"],
+        family=config.model_type,
+        patch=vision.patch_size,
+        merge=vision.spatial_merge_size,
+        temporal_patch=vision.temporal_patch_size,
+        tokens_per_second=vision.tokens_per_second,
+        hidden_size=config.text_config.hidden_size,
+        vocab_size=config.text_config.vocab_size,
+        image_pad=config.image_token_id,
+        video_pad=config.video_token_id,
+        vision_start=config.vision_start_token_id,
+        vision_end=config.vision_end_token_id,
         stop_ids=stops,
         banned_ids=tuple(sorted(special - set(stops))),
     )
 
 
 def _load_model(
-    folder: Path, config: dict[str, Any], dtype: torch.dtype, *, tower: bool, language: bool
+    folder: Path, config: Qwen2_5_VLConfig, dtype: torch.dtype, *, tower: bool, language: bool
 ) -> nn.Module:
-    from transformers import (
-        AttentionInterface,
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-    )
+    from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 
     AttentionInterface.register(GROUPED, _grouped_attention)
-    settings = Qwen2_5_VLConfig.from_dict(config)
-    if "sliding_attention" in settings.text_config.layer_types:
-        raise CheckpointError(
-            f"checkpoint '{folder}' uses sliding-window attention, which is not supported",
-            fix="set use_sliding_window to false in its config.json",
-        )
     if not tower:  # a part without layers is not read; what is left of it is dropped below
-        settings.vision_config.depth = 0
+        config.vision_config.depth = 0
     if not language:
-        settings.text_config.num_hidden_layers, settings.text_config.layer_types = 0, []
-
+        config.text_config.num_hidden_layers, config.text_config.layer_types = 0, []
     try:
         with _quiet_transformers():
             model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
                 folder,
-                config=settings,
+                config=config,
                 dtype=dtype,
                 attn_implementation={"text_config": GROUPED, "vision_config": "sdpa"},
                 output_loading_info=True,
@@ -315,30 +288,3 @@ def _refuse_gaps(folder: Path, missing: Sequence[str]) -> None:
             f"checkpoint '{folder}' lacks {len(names)} weights, among them {', '.join(names[:3])}",
             fix="the folder needs every *.safetensors file that its index names",
         )
-
-
-def _source_weights(folder: Path, skip: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as reader:
-            for name in reader.keys():  # noqa: SIM118 (not a mapping)
-                saved = saved_name(name)
-                if saved not in skip:
-                    yield saved, reader.get_tensor(name)
-
-
-def _write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
-    from huggingface_hub import save_torch_state_dict
-
-    tensors = {name: state[name].to("cpu").contiguous() for name in sorted(state)}
-    save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
-
-
-def _copy_sidecars(source: Path, folder: Path, dtype: torch.dtype) -> None:
-    """Config, tokenizer, processor and template are those of the source, but for the dtype."""
-    for path in source.iterdir():
-        if path.is_file() and not any(path.match(pattern) for pattern in _WEIGHT_FILES):
-            shutil.copyfile(path, folder / path.name)
-    config = json.loads((source / "config.json").read_text())
-    config.pop("torch_dtype", None)
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

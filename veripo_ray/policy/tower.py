@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from veripo_ray.policy.folder import load_processors
 from veripo_ray.policy.media import Features, Modality
 from veripo_ray.policy.qwen_vl import QwenVL
 
@@ -28,14 +29,8 @@ class Tower:
     @classmethod
     def load(cls, checkpoint: str | Path, device: torch.device | str, dtype: torch.dtype) -> Tower:
         """Read the tower alone. Raises CheckpointError as `QwenVL.load` does."""
-        from transformers import AutoImageProcessor, AutoVideoProcessor
-
         policy = QwenVL.load(checkpoint, dtype=dtype, device=device, language=False)
-        return cls(
-            policy,
-            AutoVideoProcessor.from_pretrained(checkpoint),
-            AutoImageProcessor.from_pretrained(checkpoint),
-        )
+        return cls(policy, *load_processors(checkpoint))
 
     def encode_clip(self, clip: Clip) -> Features:
         """Features of one clip: frames [T, H, W, 3] uint8, T even, H and W whole merged patches."""

@@ -175,6 +175,11 @@ def test_a_response_with_a_special_token_is_refused(policy, group_of, video, spe
         response_logprobs(policy, [bad])
 
 
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        Packed(np.zeros(0, np.int32), (), ())
+
+
 def test_half_precision_stays_near(tiny_checkpoint, policy, groups):
     half = QwenVL.load(tiny_checkpoint, dtype=torch.bfloat16, tower=False)
     with torch.no_grad():
@@ -188,7 +193,7 @@ def test_half_precision_stays_near(tiny_checkpoint, policy, groups):
     assert torch.cat(gaps).mean() < 0.1
 
 
-@given(st.lists(st.integers(1, 90), max_size=12), st.integers(10, 200))
+@given(st.lists(st.integers(2, 90), max_size=12), st.integers(10, 200))
 def test_micro_batches_keep_the_order_and_the_budget(lengths, budget):
     packed = [Packed(np.zeros(n - 1, np.int32), (), (np.zeros(1, np.int32),)) for n in lengths]
     batches = micro_batches(packed, budget)

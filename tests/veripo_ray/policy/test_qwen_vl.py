@@ -13,6 +13,7 @@ from safetensors import safe_open
 from veripo_ray.errors import CheckpointError, DataError
 from veripo_ray.policy.grouped import response_logprobs
 from veripo_ray.policy.qwen_vl import QwenVL, load_tokenizer, read_spec
+from veripo_ray.policy.tower import Tower
 
 
 @pytest.fixture
@@ -184,15 +185,70 @@ def test_features_of_another_count_than_the_placeholders_are_refused(policy, spe
         policy.embed(ids, [video])
 
 
-def test_gradient_checkpointing_changes_no_gradient(policy, group_of, video):
+def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(policy, group_of, video):
     group = group_of([video], [4, 2])
 
-    def gradients() -> dict[str, np.ndarray]:
+    def run() -> tuple[int, dict[str, np.ndarray]]:
+        kept: list[torch.Tensor] = []
         policy.model.zero_grad()
-        sum(part.sum() for part in response_logprobs(policy, [group])[0]).backward()
-        return {n: p.grad.numpy().copy() for n, p in policy.trainable().items()}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            loss = sum(part.sum() for part in response_logprobs(policy, [group])[0])
+        loss.backward()
+        return len(kept), {n: p.grad.numpy().copy() for n, p in policy.trainable().items()}
 
-    plain = gradients()
+    kept, plain = run()
     policy.enable_gradient_checkpointing()
-    again = gradients()
+    kept_less, again = run()
+    assert kept_less < kept / 2
     assert all(np.allclose(plain[n], again[n], atol=1e-7) for n in plain)
+
+
+def test_saving_weights_that_lack_some_is_refused(policy, tmp_path):
+    with pytest.raises(ValueError, match="lack"):
+        policy.save(tmp_path / "saved", {})
+
+
+def test_a_folder_laid_out_as_published_checkpoints_are_loads(
+    copy, policy, group_of, video, clip_of
+):
+    """Qwen/Qwen2.5-VL-7B-Instruct: text settings at the top of config.json, rope_scaling, weights
+    in shards, and a preprocessor_config.json of images alone."""
+    as_published(copy)
+    again = QwenVL.load(copy, dtype=torch.float32, tower=False)
+    assert again.spec == policy.spec
+    group = group_of([video], [4])
+    assert torch.equal(
+        response_logprobs(policy, [group])[0][0], response_logprobs(again, [group])[0][0]
+    )
+    features = Tower.load(copy, "cpu", torch.float32).encode_clip(clip_of(8, 28, 56))
+    assert np.array_equal(features.values, video.values)
+
+
+def as_published(folder) -> None:
+    from safetensors.torch import save_file
+
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    config = text | config | {"rope_theta": rope["rope_theta"]}
+    config["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    processor = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    (folder / "processor_config.json").unlink()
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    tensors = names_in(folder)
+    (folder / "model.safetensors").unlink()
+    shards = [dict(list(tensors.items())[part::2]) for part in range(2)]
+    index = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-0000{number}-of-00002.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        index |= dict.fromkeys(shard, name)
+    weight_map = {"metadata": {}, "weight_map": index}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(weight_map))
+
+
+def test_a_checkpoint_without_processor_is_named(copy):
+    (copy / "processor_config.json").unlink()
+    with pytest.raises(CheckpointError, match="pixels"):
+        Tower.load(copy, "cpu", torch.float32)
