@@ -81,29 +81,27 @@ def grouped_attention(
     query_HTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, layout: Layout, scale: float
 ) -> Tensor:
     """Attention output [T, H, D] of the flat row; keys and values may have fewer heads than H."""
-    prompt_MHPD = [_rows(tensor, layout.prompt_MP) for tensor in (query_HTD, key_HTD, value_HTD)]
-    gqa = query_HTD.shape[0] != key_HTD.shape[0]
-    parts_MHPD = scaled_dot_product_attention(
-        *prompt_MHPD, is_causal=True, scale=scale, enable_gqa=gqa
+    heads_differ = query_HTD.shape[0] != key_HTD.shape[0]
+    query_MHPD, key_MHPD, value_MHPD = (
+        _rows(tensor, layout.prompt_MP) for tensor in (query_HTD, key_HTD, value_HTD)
     )
-    outputs = [parts_MHPD.transpose(1, 2).flatten(0, 1)]
+    prompts_MHPD = scaled_dot_product_attention(
+        query_MHPD, key_MHPD, value_MHPD, is_causal=True, scale=scale, enable_gqa=heads_differ
+    )
+    outputs = [prompts_MHPD.transpose(1, 2).flatten(0, 1)]
     if layout.response_NR.numel():
-        query_NHRD, *own = (
+        query_NHRD, key_NHRD, value_NHRD = (
             _rows(tensor, layout.response_NR) for tensor in (query_HTD, key_HTD, value_HTD)
         )
-        key_NHKD, value_NHKD = (
-            torch.cat([shared.index_select(0, layout.prompt_of_N), mine], dim=2)
-            for shared, mine in zip(prompt_MHPD[1:], own, strict=True)
-        )
-        parts_NHRD = scaled_dot_product_attention(
+        responses_NHRD = scaled_dot_product_attention(
             query_NHRD,
-            key_NHKD,
-            value_NHKD,
+            torch.cat([key_MHPD.index_select(0, layout.prompt_of_N), key_NHRD], dim=2),
+            torch.cat([value_MHPD.index_select(0, layout.prompt_of_N), value_NHRD], dim=2),
             attn_mask=layout.visible_N1RK,
             scale=scale,
-            enable_gqa=gqa,
+            enable_gqa=heads_differ,
         )
-        outputs.append(parts_NHRD.transpose(1, 2).flatten(0, 1))
+        outputs.append(responses_NHRD.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, layout.source_T)
 
 
