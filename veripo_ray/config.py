@@ -201,13 +201,41 @@ class DpoPhase(Dpo):
     phase: Literal["dpo"] = "dpo"
 
 
-Phase = Annotated[GrpoPhase | DpoPhase, Field(discriminator="phase")]
+class Lesson(Settings):
+    """Demonstrations of the tiny world, written when the phase starts."""
+
+    name: Literal["letters", "clean", "noisy"]
+    demonstrations: Count = 24_000
+    clips: Count = 1024
+    seed: int = 0
 
 
 class Sft(Settings):
-    """The cold start: imitate demonstrations (its own command phase, through Ray Train)."""
+    """One sft phase, the cold start: imitate demonstrations. Defaults: [ours]."""
 
-    recipe: str | None = None
+    demonstrations: Path | None = Field(
+        None, description="file of questions with a `demonstration` each; None: data.train"
+    )
+    lesson: Lesson | None = Field(None, description="the tiny world's demonstrations instead")
+    epochs: Count = 1
+    steps: Count | None = Field(None, description="optimiser steps; None: as the epochs give")
+    batch: Count = 32
+    lr: Positive = 1e-5
+    warmup_steps: Count = 10
+    final_lr: Fraction = Field(0.1, description="share of lr that the linear decay ends at")
+    conclusion: str = Field("<answer>", min_length=1, description="where the conclusion begins")
+    answer_weight: Positive = Field(
+        1.0, description="what a token from the last `conclusion` on counts; those before it count 1"
+    )
+    train_vision: bool = Field(False, description="train the tower as well (videos only)")
+    checkpoint_every: Count = 100
+
+
+class SftPhase(Sft):
+    phase: Literal["sft"] = "sft"
+
+
+Phase = Annotated[SftPhase | GrpoPhase | DpoPhase, Field(discriminator="phase")]
 
 
 class Run(Settings):

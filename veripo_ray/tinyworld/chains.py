@@ -2,7 +2,7 @@
 
 A chain looks at frames one by one, `f1 red 1 f2 blue 1`, keeping a running tally where the
 question needs one, and concludes with `so 3` or `so red B`. Besides clean chains there are the
-faults that the method is to mend: chains that look at a few frames only, conclusions that slip
+faults that the method is to mend: chains that stop after a few frames, conclusions that slip
 while the answer does not, repetition; and chains that look twice, `so A wait ...`.
 """
 
@@ -44,7 +44,7 @@ def demonstrate(scene: Scene, asked: Ask, mix: Mix, rng: Random) -> str:
         return _respond(_reflective(scene, asked, rng), asked.gold(scene))
     if rng.random() < mix.repetitive:
         return _respond(_repetitive(scene, asked, rng), asked.gold(scene))
-    seen = _glance(scene, asked, mix, rng)
+    seen = _glance(asked, mix, rng)
     found = _conclude(scene, asked, seen, rng)
     written = _slipped(asked, found, rng) if rng.random() < mix.slip else found
     answer = found if rng.random() < mix.loyal else written
@@ -58,10 +58,10 @@ def drill(rng: Random) -> tuple[Ask, str]:
     return asked, " ".join(word for colour in colours for word in _so(asked, colour))
 
 
-def _glance(scene: Scene, asked: Ask, mix: Mix, rng: Random) -> Sequence[int]:
+def _glance(asked: Ask, mix: Mix, rng: Random) -> Sequence[int]:
     """Which frames a chain looks at."""
     if rng.random() >= mix.full:
-        return sorted(rng.sample(WHOLE, rng.randint(2, 4)))
+        return WHOLE[: rng.randint(2, 4)]
     if asked.task in ("count", "last") and rng.random() < mix.shuffled:
         return rng.sample(WHOLE, STEPS)
     return WHOLE

@@ -1,4 +1,4 @@
-"""A randomly initialised Qwen2.5-VL in Hugging Face layout: the tiny world's policy before training.
+"""A randomly initialised Qwen2.5-VL in Hugging Face layout: the tiny policy before training.
 
 Everything is what a large checkpoint has, only smaller: transformers and vLLM load it unchanged.
 """

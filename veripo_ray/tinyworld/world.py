@@ -9,6 +9,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 
+from veripo_ray.questions import write_questions
 from veripo_ray.records import Kind, Question
 from veripo_ray.tinyworld import render
 from veripo_ray.tinyworld.vocabulary import COLOURS, LETTERS, SIDES, STEPS, TASKS
@@ -74,9 +75,7 @@ def write_world(folder: Path, *, questions: int, heldout: int, seed: int) -> Non
     """
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     for name, count in (("train", questions), ("heldout", heldout)):
-        rows = islice(_questions(folder, name, seed), count)
-        lines = [q.model_dump_json(exclude_defaults=True) + "\n" for q in rows]
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_questions(folder / f"{name}.jsonl", islice(_questions(folder, name, seed), count))
 
 
 def scenes(seed: int, *, held_out: bool) -> Iterator[Scene]:
