@@ -76,7 +76,7 @@ class Team:
         ]
         self.ranks = [
             _actor(LearnerRank, device, 1).remote(
-                str(weights),
+                str(self.checkpoint),  # not the resumed one, which will be pruned
                 run.learner,
                 device=device,
                 seed=run.seed,
