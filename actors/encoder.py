@@ -1,10 +1,10 @@
-"""The encoder as a Ray actor: a question's media become features, once."""
+"""The encoder as a Ray actor: the media of a question go in, their features come out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import torch
 
 from veripo_ray import config
@@ -13,54 +13,72 @@ from veripo_ray.policy.tower import Tower
 from veripo_ray.records import Question
 from veripo_ray.video.decode import Clip, Decoder
 
+FILMS = 32  # clips of which frames are kept, for a report to show
+FILM_FRAMES = 16
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What came of a question's media. clip: its frames, where they were asked for."""
 
-    rows: int
-    clip: Clip | None
+@dataclass(slots=True)
+class Counts:
+    """What an encoder has done: clips decoded, clips encoded, images decoded and encoded."""
+
+    decodes: int = 0
+    encodes: int = 0
+    images: int = 0
 
 
 class Encoder:
-    """Hosts the decoder and the frozen tower.
+    """Hosts a decoder and the frozen vision tower.
 
-    `encode` is called with num_returns=2: the caller waits for the receipt and passes the features
-    on, which never come to it. A returned value outlives this actor.
+    Features are returned, not put: what an actor returns outlives it.
     """
 
-    def __init__(
-        self, checkpoint: str | Path, cfg: config.Video, *, device: str, dtype: config.DType
-    ) -> None:
-        self.tower = Tower.load(checkpoint, device, getattr(torch, dtype))
+    def __init__(self, checkpoint: str, cfg: config.Video, device: str = "cpu") -> None:
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        self.tower = Tower.load(checkpoint, device, dtype)
         spec = self.tower.policy.spec
         self.decoder = Decoder(cfg, factor=spec.patch * spec.merge)
-        self.decodes = self.encodes = 0
+        self._counts = Counts()
+        self._films: dict[str, Clip] = {}
 
-    def ping(self) -> int:
-        """Answers once the tower is loaded, with the number of clips encoded."""
-        return self.encodes
+    def ping(self) -> dict[str, int]:
+        """Answers once the tower is loaded."""
+        return self.counts()
 
-    def encode(
-        self, question: Question, keep_clip: bool = False
-    ) -> tuple[Receipt, tuple[Features, ...]]:
-        """Features of the question's video or images, in the order of the prompt.
+    def encode(self, question: Question) -> tuple[int, tuple[Features, ...]]:
+        """The number of feature rows, and the features of the video, then of each image.
 
-        Raises DataError naming a file that cannot be used; nothing else is lost.
+        Call it with num_returns=2: who awaits the first knows that the second is there, or why it
+        is not (a DataError naming the file), without fetching it.
         """
-        clip = self._clip(question.video) if question.video else None
-        images = self.decoder.images(question.images) if question.images else []
-        features = [self.tower.encode_clip(clip)] if clip else []
-        features += [self.tower.encode_image(image) for image in images]
-        self.encodes += len(features)
-        rows = sum(item.rows for item in features)
-        return Receipt(rows, clip if keep_clip else None), tuple(features)
+        features = self._clips(question) + self._images(question)
+        return sum(item.rows for item in features), features
+
+    def _clips(self, question: Question) -> tuple[Features, ...]:
+        if question.video is None:
+            return ()
+        clip = self.decoder.clip(question.video)
+        self._counts.decodes += 1
+        if len(self._films) < FILMS:
+            self._films[question.video] = _thinned(clip)
+        features = self.tower.encode_clip(clip)
+        self._counts.encodes += 1
+        return (features,)
+
+    def _images(self, question: Question) -> tuple[Features, ...]:
+        features = tuple(map(self.tower.encode_image, self.decoder.images(question.images)))
+        self._counts.images += len(features)
+        return features
+
+    def film(self, question: Question) -> Clip | None:
+        """Frames of the question's video, if it was among the first that were decoded."""
+        return self._films.get(question.video) if question.video else None
 
     def counts(self) -> dict[str, int]:
-        """Media decoded without an error, and passed through the tower."""
-        return {"decodes": self.decodes, "encodes": self.encodes}
+        return asdict(self._counts)
 
-    def _clip(self, path: str) -> Clip:
-        clip = self.decoder.clip(path)
-        self.decodes += 1
-        return clip
+
+def _thinned(clip: Clip) -> Clip:
+    """At most FILM_FRAMES of the clip's frames, evenly spread, in memory of their own."""
+    count = len(clip.frames)
+    chosen = np.linspace(0, count - 1, min(count, FILM_FRAMES)).round().astype(int)
+    return replace(clip, frames=clip.frames[chosen], seconds=clip.seconds[chosen])

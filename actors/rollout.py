@@ -1,23 +1,33 @@
-"""A rollout worker as a Ray actor: questions go in as references, finished groups stream out."""
+"""A rollout worker as a Ray actor: it fetches features and weights and hosts a `Sampler`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import ray
 
 from veripo_ray import config
-from veripo_ray.sampler import Sampled, Sampler, SampleRequest, Stats
+from veripo_ray.sampler import Sampled, Sampler, SampleRequest
 
 
 class RolloutWorker:
-    """Hosts a `Sampler`. References to features and weights come nested in a list, so that Ray
-    hands them over unresolved and they are fetched here, without a copy."""
+    """Hosts one vLLM engine. Call `sample` with num_returns="streaming".
+
+    Features and weights come as references inside a list, so that Ray hands them over unresolved
+    and they are fetched here when their turn comes, without a copy where they lie on this node.
+    """
 
     def __init__(
-        self, checkpoint: str | Path, cfg: config.Rollout, *, device: str, seed: int, version: int
+        self,
+        checkpoint: str,
+        cfg: config.Rollout,
+        *,
+        device: str = "cpu",
+        seed: int = 0,
+        version: int = 0,
     ) -> None:
         self.sampler = Sampler(checkpoint, cfg, device=device, seed=seed, version=version)
 
@@ -25,36 +35,32 @@ class RolloutWorker:
         """Answers once the engine is up, with the version of its weights."""
         return self.sampler.version
 
+    def version(self) -> int:
+        return self.sampler.version
+
     def sample(
         self,
         ids: Sequence[str],
-        prompts: Sequence[np.ndarray],
+        prompt_ids: Sequence[np.ndarray],
         features: Sequence[ray.ObjectRef],
-        *,
-        n: int,
-        temperature: float,
-        max_tokens: int,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
+        **sampling: Any,
     ) -> Iterator[Sampled]:
-        """Groups as they finish (called with num_returns="streaming"); see `Sampler.sample`."""
+        """Yield each question's group as it finishes; `sampling` is that of `Sampler.sample`.
+
+        features: one reference a question, to its tuple of Features. Equal arguments and a seed
+        give equal groups, so that a task that Ray runs again repeats itself.
+        """
         requests = (
             SampleRequest(id_, prompt, ray.get(reference))
-            for id_, prompt, reference in zip(ids, prompts, features, strict=True)
+            for id_, prompt, reference in zip(ids, prompt_ids, features, strict=True)
         )
-        yield from self.sampler.sample(
-            requests,
-            n=n,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-        )
+        yield from self.sampler.sample(requests, **sampling)
 
     def load_weights(self, version: int, weights: Sequence[ray.ObjectRef]) -> int:
-        """Take a snapshot (one reference in a list) as `version`; see `Sampler.load_weights`."""
+        """Take the learner's weights (one reference in a list); returns their version."""
         self.sampler.load_weights(version, ray.get(weights[0]))
         return version
 
-    def stats(self) -> Stats:
-        return self.sampler.stats
+    def stats(self) -> dict[str, float]:
+        """Groups, tokens and seconds of sampling so far: see `veripo_ray.sampler.Stats`."""
+        return asdict(self.sampler.stats)

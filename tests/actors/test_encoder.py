@@ -1,0 +1,105 @@
+"""The encoder decodes and encodes each clip it is asked for once, and names what it cannot."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import ray
+import torch
+from PIL import Image
+
+from actors.encoder import FILM_FRAMES, Encoder
+from veripo_ray import config
+from veripo_ray.errors import DataError
+from veripo_ray.policy.tower import Tower
+from veripo_ray.records import Kind, Question
+from veripo_ray.tinyworld.render import write_mp4
+from veripo_ray.tinyworld.world import scenes
+
+CFG = config.Video(fps=4.0, min_pixels=784)
+
+
+@pytest.fixture(scope="module")
+def encoder(ray_session, tiny_checkpoint):
+    handle = ray.remote(Encoder).options(num_cpus=1).remote(str(tiny_checkpoint), CFG, "cpu")
+    assert ray.get(handle.ping.remote(), timeout=120)["encodes"] == 0
+    yield handle
+    ray.kill(handle)
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    write_mp4(folder / "good.mp4", next(scenes(0, held_out=False)))
+    (folder / "broken.mp4").write_bytes((folder / "good.mp4").read_bytes()[:900])
+    noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "image.png")
+    return folder
+
+
+def question(**media) -> Question:
+    return Question(id="q", text="moves ?", kind=Kind.NUMERIC, gold="3", **media)
+
+
+def encode(encoder, asked):
+    receipt, features = encoder.encode.options(num_returns=2).remote(asked)
+    return ray.get(receipt, timeout=60), ray.get(features, timeout=60)
+
+
+def test_features_of_a_video_and_of_images_come_back_in_order(encoder, media, tiny_checkpoint):
+    images = (str(media / "image.png"),) * 2
+    before = ray.get(encoder.counts.remote(), timeout=60)
+    rows, features = encode(encoder, question(video=str(media / "good.mp4"), images=images))
+    after = ray.get(encoder.counts.remote(), timeout=60)
+    assert [item.modality for item in features] == ["video", "image", "image"]
+    assert rows == sum(item.rows for item in features)
+    assert features[0].grid_thw == (16, 2, 4)  # 8 seconds at 4 frames a second, in pairs
+    assert features[0].seconds_per_grid == 0.5
+    assert np.array_equal(features[1].values, features[2].values)
+    assert {name: after[name] - before[name] for name in after} == {
+        "decodes": 1,
+        "encodes": 1,
+        "images": 2,
+    }
+
+
+def test_features_are_the_towers_own(encoder, media, tiny_checkpoint):
+    asked = question(video=str(media / "good.mp4"))
+    _, (remote,) = encode(encoder, asked)
+    here = Encoder(str(tiny_checkpoint), CFG)
+    _, (local,) = here.encode(asked)
+    clip = here.decoder.clip(asked.video)
+    here.decoder.close()
+    own = Tower.load(tiny_checkpoint, "cpu", torch.float32).encode_clip(clip)
+    assert np.abs(remote.values - own.values).max() < 1e-6
+    assert np.array_equal(local.values, own.values)
+    assert not remote.values.flags.writeable or remote.values.flags.owndata  # shared, or inlined
+
+
+def test_a_text_only_question_has_no_features(encoder):
+    assert encode(encoder, question()) == (0, ())
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("video", "broken.mp4"), ("video", "absent.mp4"), ("images", "broken.mp4")]
+)
+def test_media_that_cannot_be_used_are_named_and_counted_nowhere(encoder, media, kind, name):
+    path = str(media / name)
+    before = ray.get(encoder.counts.remote(), timeout=60)
+    receipt, features = encoder.encode.options(num_returns=2).remote(
+        question(**{kind: path if kind == "video" else (path,)})
+    )
+    for reference in (receipt, features):
+        with pytest.raises(DataError, match=name):
+            ray.get(reference, timeout=60)
+    assert ray.get(encoder.counts.remote(), timeout=60) == before
+
+
+def test_a_few_films_are_kept_for_the_report(encoder, media):
+    asked = question(video=str(media / "good.mp4"))
+    encode(encoder, asked)
+    film = ray.get(encoder.film.remote(asked), timeout=60)
+    assert film.frames.shape == (FILM_FRAMES, 28, 56, 3)
+    assert film.seconds[0] == 0.0
+    assert (np.diff(film.seconds) > 0).all()
+    assert ray.get(encoder.film.remote(question()), timeout=60) is None

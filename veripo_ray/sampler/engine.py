@@ -1,0 +1,274 @@
+"""vLLM in this process, behind a few verbs: the only file that touches it (vLLM 0.32).
+
+The engine is stepped from outside and gives back whole groups of token ids. It decodes no text
+(once a group is cheaper than once a token), loads no vision tower (media come in as features), and
+takes nothing from the checkpoint's generation defaults.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from veripo_ray import config
+from veripo_ray.errors import ConfigError, DataError
+from veripo_ray.policy.media import Features, Modality, Spec
+from veripo_ray.weights import to_tensor
+
+if TYPE_CHECKING:
+    import torch
+    from vllm import CompletionOutput, RequestOutput, SamplingParams
+
+GREEDY_BELOW = 0.01  # a temperature between 0 and this vLLM would raise to this, without an error
+BAN = -100.0  # the strongest logit bias it takes; a probability of 1e-44 beside an equal logit
+CPU_BLOCK = 32  # tokens a block of the KV cache; with 128 shorter prompts would share nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """token_ids: [R] int32 with the stop token; logprobs: [R] float32; reason: 'stop', 'length',
+    or what vLLM calls its failure."""
+
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """All n completions of one request, and its prompt ids [P] int32 as vLLM expanded them."""
+
+    id: str
+    prompt_ids: np.ndarray
+    completions: tuple[Completion, ...]
+
+
+class Engine:
+    """A running vLLM engine. Whatever `step` raises, the engine is not to be used after it."""
+
+    def __init__(
+        self, checkpoint: str | Path, spec: Spec, cfg: config.Rollout, *, device: str, seed: int
+    ) -> None:
+        set_environment(cfg, device)
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        self._spec = spec
+        self._vllm = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=str(checkpoint),
+                dtype=cfg.dtype,
+                seed=seed,
+                max_model_len=cfg.max_model_len,
+                max_num_seqs=cfg.max_num_seqs,
+                max_num_batched_tokens=max(cfg.max_model_len, 8192),
+                tensor_parallel_size=cfg.tensor_parallel,
+                gpu_memory_utilization=cfg.gpu_memory_utilization,
+                enforce_eager=device == "cpu",
+                block_size=CPU_BLOCK if device == "cpu" else None,
+                enable_prefix_caching=True,  # the rollouts of a group share their prompt
+                enable_mm_embeds=True,
+                limit_mm_per_prompt={"image": 0, "video": 0},  # beyond features: no tower loaded
+                mm_processor_cache_gb=0,  # the object store has the features; keep no copies
+                logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
+                generation_config="vllm",
+                use_tqdm_on_load=False,
+                disable_log_stats=True,
+            )
+        )
+
+    @property
+    def unfinished(self) -> int:
+        """Completions, over all requests, that are still to be finished."""
+        return self._vllm.get_num_unfinished_requests()
+
+    def settings(
+        self, *, n: int, temperature: float, max_tokens: int, repetition_penalty: float = 1.0
+    ) -> SamplingParams:
+        """How requests are drawn, for `add`. A temperature below 0.01 is greedy.
+
+        Raises ConfigError for what vLLM cannot do, several greedy completions included.
+        """
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMValidationError
+        from vllm.sampling_params import RequestOutputKind
+
+        try:
+            return SamplingParams(
+                n=n,
+                temperature=0.0 if temperature < GREEDY_BELOW else temperature,
+                max_tokens=max_tokens,
+                repetition_penalty=repetition_penalty,
+                stop_token_ids=list(self._spec.stop_ids),
+                logit_bias=dict.fromkeys(self._spec.banned_ids, BAN),
+                logprobs=0,  # of the sampled token and no other
+                flat_logprobs=True,  # lists of floats instead of an object a token
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+        except VLLMValidationError as error:
+            raise ConfigError(
+                f"vLLM cannot sample {n} rollouts at temperature {temperature:g}, max_tokens "
+                f"{max_tokens}, repetition_penalty {repetition_penalty:g}: {error}",
+                fix="change these in the recipe's rollout or evaluation section",
+            ) from error
+
+    def add(
+        self,
+        id_: str,
+        prompt_ids: np.ndarray,
+        features: Sequence[Features],
+        settings: SamplingParams,
+    ) -> None:
+        """Queue a request. prompt_ids: [p] with one placeholder an item of `features`.
+
+        Raises DataError, naming the request, when vLLM refuses it.
+        """
+        from vllm.exceptions import VLLMError
+
+        prompt: dict[str, Any] = {"prompt_token_ids": prompt_ids.tolist()}
+        if features:
+            prompt["multi_modal_data"] = _media(features)
+        try:
+            self._vllm.add_request(id_, prompt, settings)
+        except (VLLMError, ValueError) as error:
+            raise DataError(f"request {id_!r}: vLLM refuses it: {error}") from error
+
+    def step(self) -> list[Answer]:
+        """Compute one token of every running completion; the requests that are done by it."""
+        return [_answer(output) for output in self._vllm.step()]
+
+    def abort(self, ids: Sequence[str]) -> None:
+        """Forget these requests."""
+        self._vllm.abort_request(list(ids))
+
+    def seed(self, seed: int) -> None:
+        """Seed the draws of what is added from now on."""
+        self._vllm.collective_rpc(_seed, args=(seed,))
+
+    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Load weights in place (a `veripo_ray.weights` snapshot), then drop all that the old ones
+        computed: keys and values, and the embeddings of media.
+
+        Raises RuntimeError when something of the old weights is still in use. After any error the
+        weights may be old, new or mixed.
+        """
+        self._vllm.collective_rpc(_reload, args=(dict(weights),))
+        if not self._vllm.reset_prefix_cache():
+            raise RuntimeError("the prefix cache is in use and was not reset")
+        self._vllm.reset_mm_cache()
+        self._vllm.reset_encoder_cache()
+
+    def close(self) -> None:
+        """End the engine and leave the process group that it made."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._vllm.engine_core.shutdown()
+        cleanup_dist_env_and_memory()
+
+
+def set_environment(cfg: config.Rollout, device: str) -> None:
+    """What vLLM reads from the environment, to be set before it is imported. A value that is set
+    already stays, except the size of the KV cache, which is `rollout.kv_cache_gb`.
+
+    - VLLM_ENABLE_V1_MULTIPROCESSING=0: the engine in this process, which saves another gigabyte.
+    - HF_HUB_OFFLINE=1: a checkpoint is a folder, so nothing is looked up.
+    - On a CPU: TORCH_COMPILE_DISABLE=1, because the first answer takes half a minute otherwise,
+      even with enforce_eager; no binding of threads to cores, which would put every worker on the
+      same ones; OMP_WAIT_POLICY=PASSIVE, because two processes whose idle threads spin on shared
+      cores slow each other down tenfold.
+    """
+    settings = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    if device == "cpu":
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(cfg.kv_cache_gb)))
+        settings |= {
+            "TORCH_COMPILE_DISABLE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def _seed(_worker: Any, seed: int) -> None:
+    """Seed the generators that tokens are drawn from, in a worker of the engine's.
+
+    Seeds of single requests are no way on a CPU: they end the engine when a prompt is prefilled in
+    more than one piece ("CPU Generator does not use offset").
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (on a GPU vLLM draws its own seeds from this one)
+
+
+def _reload(worker: Any, weights: Mapping[str, np.ndarray]) -> None:
+    """Load weights in a worker of the engine's, one tensor at a time.
+
+    vLLM collects the tensors of a layer until it has all of them. When loading fails half-way, it
+    must drop what it has collected, or the next attempt would count tensors twice and stop before
+    the last ones.
+    """
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+    named = ((name, to_tensor(array)) for name, array in weights.items())
+    try:
+        worker.reload_weights(weights_iterator=named)
+    except Exception:
+        finalize_layerwise_reload(worker.get_model(), worker.model_config)
+        raise
+    _repack_head(worker.get_model())
+
+
+def _repack_head(model: Any) -> None:
+    """A head that is tied to the embeddings got no weight of its own, so vLLM did not prepare it
+    again: on a CPU it would go on with its packed copy of the old ones."""
+    head = model.get_language_model().lm_head
+    head.quant_method.process_weights_after_loading(head)
+
+
+def _media(features: Sequence[Features]) -> dict[str, dict[str, torch.Tensor]]:
+    modalities = dict.fromkeys(item.modality for item in features)
+    return {
+        modality: _items(modality, [item for item in features if item.modality == modality])
+        for modality in modalities
+    }
+
+
+def _items(modality: Modality, items: Sequence[Features]) -> dict[str, torch.Tensor]:
+    import torch
+
+    values = np.concatenate([item.values for item in items])
+    media = {
+        f"{modality}_embeds": torch.from_numpy(values),
+        f"{modality}_grid_thw": torch.tensor([item.grid_thw for item in items]),
+    }
+    if modality == "video":  # left out, vLLM takes 1.0, and every temporal position is wrong
+        media["second_per_grid_ts"] = torch.tensor([item.seconds_per_grid for item in items])
+    return media
+
+
+def _answer(output: RequestOutput) -> Answer:
+    prompt_ids = np.asarray(output.prompt_token_ids or (), dtype=np.int32)
+    completions = tuple(_completion(completion) for completion in output.outputs)
+    return Answer(output.request_id, prompt_ids, completions)
+
+
+def _completion(output: CompletionOutput) -> Completion:
+    return Completion(
+        np.asarray(output.token_ids, dtype=np.int32),
+        np.asarray(output.logprobs.logprobs if output.logprobs else (), dtype=np.float32),
+        str(output.finish_reason),
+    )

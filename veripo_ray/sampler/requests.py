@@ -1,0 +1,71 @@
+"""What goes into the sampler and what comes out, and what it refuses before vLLM sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from veripo_ray.errors import DataError
+from veripo_ray.policy.media import Features, Spec
+from veripo_ray.policy.prompting import expand
+from veripo_ray.records import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """A question to the policy: prompt ids [p] int32 with one placeholder an item of media, and
+    the features of these items in the order of their placeholders."""
+
+    id: str
+    prompt_ids: np.ndarray
+    features: tuple[Features, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A finished group: prompt ids [P] int32 with the placeholders expanded, and its rollouts."""
+
+    id: str
+    prompt_ids: np.ndarray
+    rollouts: tuple[Rollout, ...]
+
+
+def checked_prompt(
+    request: SampleRequest, spec: Spec, *, max_tokens: int, max_model_len: int
+) -> np.ndarray:
+    """The request's expanded prompt ids [P] int32.
+
+    Raises DataError, naming the request, for what vLLM could not answer. Features of a wrong shape
+    it would not even refuse: its engine dies of them.
+    """
+    name = f"request {request.id!r}"
+    for item in request.features:
+        _check_shape(name, item, spec)
+    try:
+        prompt_ids = expand(request.prompt_ids, request.features, spec)
+    except DataError as error:
+        raise DataError(f"{name}: {error.problem}", fix=error.fix) from None
+    if not len(prompt_ids) or prompt_ids.min() < 0 or prompt_ids.max() >= spec.vocab_size:
+        raise DataError(
+            f"{name}: the prompt is empty or has ids outside the vocabulary of {spec.vocab_size}",
+            fix="build the prompt with the checkpoint's own tokenizer",
+        )
+    if len(prompt_ids) + max_tokens > max_model_len:
+        raise DataError(
+            f"{name}: {len(prompt_ids)} prompt tokens and max_tokens = {max_tokens} exceed "
+            f"rollout.max_model_len = {max_model_len}",
+            fix="raise rollout.max_model_len, or lower max_tokens, video.max_frames or "
+            "video.max_pixels",
+        )
+    return prompt_ids
+
+
+def _check_shape(name: str, item: Features, spec: Spec) -> None:
+    wanted = (spec.rows(item.grid_thw), spec.hidden_size)
+    if item.values.shape != wanted:
+        raise DataError(
+            f"{name}: {item.modality} features of shape {item.values.shape}, but a grid of "
+            f"{item.grid_thw} patches makes {wanted}",
+            fix="encode with the vision tower of the checkpoint that samples",
+        )

@@ -1,0 +1,277 @@
+"""The sampler: questions in, finished groups out, with vLLM's batch kept full in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from veripo_ray import config
+from veripo_ray.errors import CheckpointError, DataError, VeripoError
+from veripo_ray.policy.qwen_vl import load_tokenizer, read_spec
+from veripo_ray.records import Rollout
+from veripo_ray.sampler.engine import Answer, Completion, Engine
+from veripo_ray.sampler.requests import Sampled, SampleRequest, checked_prompt
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+_NEW_WORKER = "start a new rollout worker"
+
+
+class State(Enum):
+    """What the engine is good for.
+
+    A weight update that fails leaves STALE, because some weights may be new and some old; only an
+    update that succeeds leads back to READY. A step that fails leaves DEAD; nothing leads back.
+    """
+
+    READY = "ready"
+    STALE = "stale"
+    DEAD = "dead"
+
+
+@dataclass(slots=True)
+class Stats:
+    """What a sampler has done. seconds: those spent in `sample`, not at its consumer."""
+
+    groups: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    weight_updates: int = 0
+
+    def count(self, group: Sampled) -> None:
+        self.groups += 1
+        self.prompt_tokens += len(group.prompt_ids)
+        self.tokens += sum(len(rollout.token_ids) for rollout in group.rollouts)
+
+
+class Sampler:
+    """Samples groups under the policy `version`. One `sample` at a time; not for several threads.
+
+    device: 'cpu' or 'cuda'; on a GPU the engine takes `cfg.tensor_parallel` of them.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        cfg: config.Rollout,
+        *,
+        device: str = "cpu",
+        seed: int = 0,
+        version: int = 0,
+    ) -> None:
+        self.cfg, self.version = cfg, version
+        self.spec = read_spec(checkpoint)
+        self.tokenizer = load_tokenizer(checkpoint)
+        self.state, self.stats = State.READY, Stats()
+        self._weights = _language_weights(checkpoint)
+        self._in_flight: dict[str, np.ndarray] = {}  # expanded prompts by request id
+        self._sampling = False
+        self._engine = Engine(checkpoint, self.spec, cfg, device=device, seed=seed)
+
+    # --- sampling -------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        requests: Iterable[SampleRequest],
+        *,
+        n: int,
+        temperature: float,
+        max_tokens: int,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[Sampled]:
+        """Yield the group of n rollouts of every request as soon as it is finished.
+
+        Requests are pulled one at a time, when the engine's batch has room. The log-probabilities
+        are those of the distribution that was sampled from: temperature and penalty applied,
+        special tokens banned. A temperature below 0.01 means greedy decoding; log-probabilities
+        are then those at temperature 1.
+
+        seed: the same requests in the same order then give the same rollouts.
+        Raises DataError naming a request that cannot be answered, and VeripoError when the weights
+        are stale or the engine fails. Whatever ends it early, the engine forgets what is left.
+        """
+        self._refuse_unless_ready()
+        self._sampling = True
+        try:
+            if seed is not None:
+                self._engine.seed(seed)
+            settings = self._engine.settings(
+                n=n,
+                temperature=temperature,
+                max_tokens=max_tokens,
+                repetition_penalty=repetition_penalty,
+            )
+            with closing(self._groups(iter(requests), settings)) as groups:
+                yield from self._counted(groups)
+        finally:
+            self._sampling = False
+
+    def _groups(
+        self, requests: Iterator[SampleRequest], settings: SamplingParams
+    ) -> Iterator[Sampled]:
+        """Fill the batch, compute a token of everything in it, hand out what that finished."""
+        try:
+            while self._fill(requests, settings):
+                for answer in self._step():
+                    yield self._group(answer)
+        finally:
+            if self._in_flight and self.state is not State.DEAD:
+                self._engine.abort(list(self._in_flight))
+            self._in_flight.clear()
+
+    def _counted(self, groups: Iterator[Sampled]) -> Iterator[Sampled]:
+        while True:
+            started = time.perf_counter()
+            group = next(groups, None)
+            self.stats.seconds += time.perf_counter() - started
+            if group is None:
+                return
+            self.stats.count(group)
+            yield group
+
+    def _fill(self, requests: Iterator[SampleRequest], settings: SamplingParams) -> bool:
+        """Add requests until the batch is full; whether there is anything to compute."""
+        while self._engine.unfinished < self.cfg.max_num_seqs:
+            if (request := next(requests, None)) is None:
+                break
+            self._add(request, settings)
+        return bool(self._in_flight)
+
+    def _add(self, request: SampleRequest, settings: SamplingParams) -> None:
+        prompt_ids = self.check(request, settings.max_tokens)
+        if request.id in self._in_flight:
+            raise DataError(
+                f"two requests in flight have the id {request.id!r}",
+                fix="give every request an id of its own",
+            )
+        self._in_flight[request.id] = prompt_ids
+        self._engine.add(request.id, request.prompt_ids, request.features, settings)
+
+    def check(self, request: SampleRequest, max_tokens: int) -> np.ndarray:
+        """The request's expanded prompt ids [P]; DataError when it could not be answered."""
+        limit = self.cfg.max_model_len
+        return checked_prompt(request, self.spec, max_tokens=max_tokens, max_model_len=limit)
+
+    def _step(self) -> list[Answer]:
+        try:
+            return self._engine.step()
+        except Exception as error:  # of whatever kind: the engine's own books are wrong after it
+            self.state = State.DEAD
+            names = ", ".join(sorted(self._in_flight))
+            raise VeripoError(
+                f"vLLM failed while it sampled {names}: {error!r}",
+                fix=f"{_NEW_WORKER}; if that fails again, look at these questions",
+            ) from error
+
+    # --- from answers to groups
+
+    def _group(self, answer: Answer) -> Sampled:
+        prompt_ids = self._in_flight.pop(answer.id)
+        if not np.array_equal(prompt_ids, answer.prompt_ids):
+            raise VeripoError(
+                f"request {answer.id!r}: vLLM made {len(answer.prompt_ids)} prompt tokens of it, "
+                f"the learner's expansion {len(prompt_ids)}",
+                fix="use the versions of vLLM that `veripo doctor` names",
+            )
+        texts = self.tokenizer.batch_decode(
+            [self._spoken(completion) for completion in answer.completions],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        both = zip(answer.completions, texts, strict=True)
+        return Sampled(answer.id, prompt_ids, tuple(self._rollout(answer.id, *o) for o in both))
+
+    @staticmethod
+    def _spoken(completion: Completion) -> Sequence[int]:
+        """A completion's ids without the stop token."""
+        ids = completion.token_ids
+        return ids[:-1] if completion.reason == "stop" else ids
+
+    def _rollout(self, request_id: str, completion: Completion, text: str) -> Rollout:
+        reason = completion.reason
+        if reason not in ("stop", "length"):
+            raise VeripoError(f"request {request_id!r}: vLLM ended it with {reason!r}")
+        return Rollout(
+            text=text,
+            token_ids=completion.token_ids,
+            logprobs=completion.logprobs,
+            finish_reason=reason,
+            policy_version=self.version,
+        )
+
+    # --- weights --------------------------------------------------------------------------------
+
+    def load_weights(self, version: int, weights: Mapping[str, np.ndarray]) -> None:
+        """Replace the language model's weights in place, and drop what the old ones computed.
+
+        weights: a `veripo_ray.weights` snapshot of every weight but the vision tower's, by
+        checkpoint name. Raises CheckpointError, with nothing changed, when one is missing, unknown
+        or of another shape. Any failure after that leaves the sampler STALE.
+        """
+        self._refuse_unless_ready(stale_will_do=True)
+        _check_weights(weights, self._weights)
+        self.state = State.STALE
+        self._engine.replace_weights(weights)
+        self.state, self.version = State.READY, version
+        self.stats.weight_updates += 1
+
+    def close(self) -> None:
+        """End the engine."""
+        self.state = State.DEAD
+        self._engine.close()
+
+    def _refuse_unless_ready(self, *, stale_will_do: bool = False) -> None:
+        if self._sampling:
+            raise VeripoError(
+                "the sampler is in the middle of a `sample`", fix="use up or close its iterator"
+            )
+        if self.state is State.DEAD:
+            raise VeripoError("vLLM's engine has ended", fix=_NEW_WORKER)
+        if self.state is State.STALE and not stale_will_do:
+            raise VeripoError(
+                f"the weight update after version {self.version} failed, and nothing is sampled "
+                "from weights that may be half old, half new",
+                fix="repeat load_weights, or start a new rollout worker",
+            )
+
+
+def _language_weights(checkpoint: str | Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the checkpoint's weights by name, without the vision tower's."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(Path(checkpoint).glob("*.safetensors")):
+        with safe_open(path, "np") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                shapes[name] = tuple(file.get_slice(name).get_shape())
+    tower = ("visual.", "model.visual.")
+    return {name: shape for name, shape in shapes.items() if not name.startswith(tower)}
+
+
+def _check_weights(
+    weights: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    given = {name: tuple(array.shape) for name, array in weights.items()}
+    problems = [f"{name} is missing" for name in wanted.keys() - given.keys()]
+    problems += [f"{name} is unknown" for name in given.keys() - wanted.keys()]
+    problems += [
+        f"{name} is {given[name]} instead of {wanted[name]}"
+        for name in wanted.keys() & given.keys()
+        if given[name] != wanted[name]
+    ]
+    if problems:
+        listed = "; ".join(sorted(problems)[:5])
+        raise CheckpointError(
+            f"a weight update does not fit the policy in {len(problems)} weights: {listed}",
+            fix="learner and rollout workers must start from the same checkpoint",
+        )
