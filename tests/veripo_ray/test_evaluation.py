@@ -1,4 +1,4 @@
-"""A stage's figures are means with honest standard errors; what could not be judged is set apart."""
+"""Figures of a stage are means with honest standard errors; what failed is set apart."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from veripo_ray.errors import ResourceError, ScoringError
-from veripo_ray.scoring import maths
+from veripo_ray.scoring import maths, maths_child
 
 
 def test_formulas_are_compared_outside_the_main_thread():
@@ -55,15 +55,8 @@ def test_the_child_ends_with_its_parent():
         "print(maths._THE_CHILD._process.pid, flush=True); os._exit(0)"
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=env,
-        timeout=120,
-    )
-    _wait_until_gone(int(done.stdout))
+    command = [sys.executable, "-c", script]
+    _wait_until_gone(int(subprocess.check_output(command, env=env, timeout=120)))
 
 
 def _wait_until_gone(pid: int) -> None:
@@ -73,3 +66,37 @@ def _wait_until_gone(pid: int) -> None:
             return
         time.sleep(0.05)
     raise AssertionError(f"process {pid} outlived its parent")
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "equal"),
+    [("x", "$x$", True), (r"\frac{1}{2}", "0.50", True), ("2", "3", False), ("2", "(1, 2]", False)],
+)
+def test_what_the_child_answers(gold, answer, equal):
+    request = {"op": "equal", "gold": gold, "answer": answer}
+    assert maths_child._answer(request, 3) == {"result": equal}
+
+
+def test_the_child_says_when_it_ran_out_of_time():
+    request = {"op": "equal", "gold": "2", "answer": "9^{9^{9^9}}"}
+    assert "more than 1 s" in maths_child._answer(request, 1)["error"]
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError])
+def test_the_child_says_when_an_expression_is_too_large(monkeypatch, error):
+    def explode(*_: object, **__: object) -> None:
+        raise error
+
+    for step in ("parse", "verify"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"math_verify.{step}", explode)
+            reply = maths_child._answer({"op": "equal", "gold": "2", "answer": "2"}, 3)
+            assert "too large" in reply["error"]
+
+
+def test_whatever_the_parser_raises_at_is_no_mathematics(monkeypatch):
+    def confused(*_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("math_verify.parse", confused)
+    assert maths_child._answer({"op": "parses", "gold": "2"}, 3) == {"result": False}

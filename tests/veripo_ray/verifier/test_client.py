@@ -68,9 +68,7 @@ def test_the_async_way_is_the_same():
 
 
 def test_it_gives_up_in_time_and_names_the_address():
-    with pytest.raises(
-        ResourceError, match=r"http://verifier:1 gave no answer within 0\.3 s"
-    ) as got:
+    with pytest.raises(ResourceError, match=r"http://verifier:1 gave no answer within 0\.3") as got:
         client(Moody(*[503] * 100), timeout=0.3).verify([ITEM])
     assert "503" in got.value.problem
     assert "verifier.timeout_s" in got.value.fix

@@ -149,8 +149,10 @@ def test_the_judge_is_exact_on_the_tiny_worlds_demonstrations():
 @given(
     st.lists(
         st.sampled_from(
-            ["so", "f1", "red", "A", "B", "3", "wait", ".", "$", "\\boxed{", "}", "the answer is"]
-            + ["or", "not", "=", "option", "I", "a"]
+            [
+                *("so", "f1", "red", "A", "B", "3", "wait", ".", "$", "\\boxed{", "}"),
+                *("the answer is", "or", "not", "=", "option", "I", "a"),
+            ]
         )
     ).map(" ".join)
     | st.text(),
