@@ -39,12 +39,8 @@ class LearnerRank:
     ) -> None:
         self.checkpoint, self.cfg = checkpoint, cfg
         self.rank, self.world_size = rank, world_size
-        self.settings = {
-            "device": device,
-            "seed": seed,
-            "temperature": temperature,
-            "max_tokens": max_tokens,
-        }
+        self.device, self.seed = device, seed
+        self.temperature, self.max_tokens = temperature, max_tokens
         self._store: Any = None
         self._learner: Learner | None = None
 
@@ -64,11 +60,14 @@ class LearnerRank:
         self._learner = Learner(
             self.checkpoint,
             self.cfg,
+            device=self.device,
+            seed=self.seed,
             rank=self.rank,
             world_size=self.world_size,
             store=self._store,
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
             join_timeout_s=timeout_s,
-            **self.settings,
         )
 
     def grpo_step(

@@ -39,7 +39,7 @@ class Reference:
     def attach(self, shard: np.ndarray, features: Mapping[str, ray.ObjectRef]) -> np.ndarray:
         """shard: uint8 msgpack of Pairs; features: references by pair id. Returns the shard with
         every `reference_logprob`. Idempotent: a retried call gives the same bytes."""
-        pairs = codec.unpack_many(memoryview(shard), Pair)
+        pairs = codec.unpack_many(shard.data, Pair)
         fetched = ray.get([features[pair.id] for pair in pairs])
         media = {pair.id: value for pair, value in zip(pairs, fetched, strict=True)}
         return codec.to_array(codec.pack_many(self.policy.attach(pairs, media)))

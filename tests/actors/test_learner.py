@@ -18,38 +18,33 @@ from veripo_ray.policy.media import Features
 from veripo_ray.policy.qwen_vl import read_spec
 
 LR = 1e-4
+NOISE = 5e-6  # four steps move a weight by 4e-4; Adam enlarges rounding where a gradient is near 0
 GRPO = config.Grpo(lr=LR)
 DPO = config.Dpo(lr=LR)
 WAIT_S = 180  # for any answer of an actor
 
 
 class Ranks:
-    """Two actors; `rejoin` gives them a new learner of other settings in the same process group."""
+    """Two actors. `rejoin` gives them a new learner of other settings in the same process group:
+    starting actors for every test would cost ten seconds a time."""
 
     def __init__(self, checkpoint: Path, extensions: Path) -> None:
         self.checkpoint, self.extensions = checkpoint, extensions
         environment = {"env_vars": {"TORCH_EXTENSIONS_DIR": str(extensions)}}
-        actor = ray.remote(Rejoining).options(num_cpus=1, runtime_env=environment)
+        actor = ray.remote(LearnerRank).options(num_cpus=1, runtime_env=environment)
         self.handles = [
             actor.remote(str(checkpoint), settings(0), rank=rank, world_size=2) for rank in (0, 1)
         ]
         self.address = ray.get(self.handles[0].address.remote(), timeout=WAIT_S)
 
     def rejoin(self, cfg: config.Learner) -> Ranks:
-        self.every("configure", cfg)
+        self.every("__ray_call__", lambda rank: setattr(rank, "cfg", cfg))
         self.every("join", self.address)
         return self
 
     def every(self, method: str, *args, **kwargs) -> list:
         calls = [getattr(handle, method).remote(*args, **kwargs) for handle in self.handles]
         return ray.get(calls, timeout=WAIT_S)
-
-
-class Rejoining(LearnerRank):
-    """A rank that changes its settings: starting actors for each test would cost 10 s a time."""
-
-    def configure(self, cfg: config.Learner) -> None:
-        self.cfg = cfg
 
 
 def settings(stage: int, **others: object) -> config.Learner:
@@ -125,7 +120,7 @@ def test_two_ranks_train_like_one(stage, ranks, sent, alone):
         for name, value in expected.items():
             assert first[name] == pytest.approx(value, rel=2e-5, abs=1e-6), name
     for name, weight in weights_of(ranks).items():
-        np.testing.assert_allclose(weight, alone[1][name], atol=1e-6, rtol=0, err_msg=name)
+        np.testing.assert_allclose(weight, alone[1][name], atol=NOISE, rtol=0, err_msg=name)
 
 
 @pytest.mark.parametrize("stage", [0, 3])

@@ -17,11 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from veripo_ray import config
-from veripo_ray.errors import PrecisionError
+from veripo_ray.errors import ConfigError, PrecisionError
 from veripo_ray.learner import checkpoint as files
 from veripo_ray.learner import rendezvous
 from veripo_ray.learner.engine import Engine
-from veripo_ray.learner.examples import Example, Media, TrainGroup, TrainPair, rounds, share
+from veripo_ray.learner.examples import Example, Media, TrainGroup, TrainPair, rounds
 from veripo_ray.learner.objectives import DpoObjective, GrpoObjective, Stats
 from veripo_ray.policy.grouped import Packed, micro_batches, response_logprobs
 from veripo_ray.policy.qwen_vl import QwenVL
@@ -62,6 +62,12 @@ class Learner:
         self.max_tokens = max_tokens
         self.version = 0
         self._stopped: PrecisionError | None = None
+        if tower and world_size > 1 and cfg.zero_stage > 0:
+            raise ConfigError(
+                f"a vision tower that learns cannot be sharded over {world_size} ranks: those with "
+                "text questions would skip its collectives",
+                fix="set learner.zero_stage=0 or learner.ranks=1",
+            )
         device = torch.device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
         rendezvous.join(store or rendezvous.alone(), rank, world_size, backend, join_timeout_s)
@@ -108,7 +114,8 @@ class Learner:
     ) -> Stats:
         """One optimiser step on `pairs`; `features`, by pair id, need hold only this rank's.
 
-        Returns the step's metrics, equal on all ranks."""
+        Returns the step's metrics, equal on all ranks.
+        """
         stats = self._accumulate(pairs, features, DpoObjective(pairs, cfg))
         tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
         return self._update(stats, cfg.lr) | {"tokens": tokens}
@@ -184,11 +191,6 @@ class Learner:
             )
             scores += [[row.cpu().numpy() for row in group] for group in part]
         return scores
-
-    def mine(self, examples: Sequence[Example]) -> list[str]:
-        """Ids under which this rank needs features for a step on `examples`."""
-        own = share(len(examples), self.rank, self.world_size)
-        return [examples[index].id for index in own]
 
     def weights(self) -> Snapshot:
         """A copy of the trained weights under checkpoint names on rank 0, {} on the others.
