@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -22,7 +23,7 @@ from actors.pairing import PairStream
 from actors.runbook import RunBook
 from actors.team import Team
 from veripo_ray import config, curriculum
-from veripo_ray.errors import DataError
+from veripo_ray.errors import DataError, ScoringError
 from veripo_ray.evaluation import stage_metrics
 from veripo_ray.objectives.advantages import is_informative
 from veripo_ray.progress import Status
@@ -32,6 +33,7 @@ from veripo_ray.runlog import BadItem
 from veripo_ray.scoring.rewards import reward
 from veripo_ray.verifier.client import VerifierClient
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 SHOWN_SAMPLES = 6
 LINGER_S = 60.0  # how long a finished coordinator waits for its driver to read the result
@@ -157,15 +159,17 @@ class Coordinator:
     # --- parts of a step
 
     async def _sample_rewarded(self, tasks: Sequence[Task]) -> list[Group]:
-        """One group a task, in the order of the tasks, with r_a + r_f for every rollout."""
+        """One group a task, in the order of the tasks, with r_a + r_f for every rollout. A group
+        with an answer that could not be scored is left out: no reward is ever made up."""
         started = time.monotonic()
         prefix = f"{self.state.iteration}.{self.state.phase_index}.{self.state.step}"
         sampled = {group.question.id: group async for group in self.team.explore(tasks, prefix)}
         seconds = time.monotonic() - started
-        groups = [_rewarded(sampled[task.question.id]) for task in tasks]
+        in_order = [sampled[task.question.id] for task in tasks]
+        groups = [g for g in await asyncio.to_thread(_all_rewarded, in_order) if g]
         self.state.spend("grpo", "sampling", seconds)
         self.state.spend("grpo", "rewards", time.monotonic() - started - seconds)
-        self.book.sampled(groups, seconds)
+        self.book.sampled(groups, seconds, lost=len(tasks) - len(groups))
         for group in groups:
             accuracies = [reward.accuracy for reward in group.rewards]
             self.state.mean_accuracy[group.question.id] = sum(accuracies) / len(accuracies)
@@ -176,7 +180,8 @@ class Coordinator:
     ) -> None:
         """Optimiser steps on one rollout batch. Only its first is on-policy to the bit, so there
         the rollout worker's log-probabilities are held against the learner's own."""
-        features = {group.id: task.features for group, task in zip(groups, tasks, strict=True)}
+        by_question = {task.question.id: task.features for task in tasks}
+        features = {group.id: by_question[group.question.id] for group in groups}
         limit: float | None = self.settings.max_logprob_gap
         for _ in range(phase.epochs):
             for batch in _batches(groups, phase.train_batch):
@@ -306,7 +311,7 @@ class Coordinator:
             phase=phase,
             pairs=self.settings.pairs,
             checks=self.settings.verifier.checks,
-            encode=self.team.encode_response,
+            encode=self.team.tokenize,
             seed=self.settings.seed,
         )
 
@@ -389,8 +394,17 @@ class Coordinator:
         self.stopping = True
 
 
-def _rewarded(group: Group) -> Group:
-    rewards = tuple(reward(group.question, rollout.text) for rollout in group.rollouts)
+def _all_rewarded(groups: Sequence[Group]) -> list[Group | None]:
+    return [_rewarded(group) for group in groups]
+
+
+def _rewarded(group: Group) -> Group | None:
+    """The group with its rewards, None when an answer could not be compared in time."""
+    try:
+        rewards = tuple(reward(group.question, rollout.text) for rollout in group.rollouts)
+    except ScoringError as error:
+        log.warning("group %s is left out: %s", group.id, error)
+        return None
     return group.model_copy(update={"rewards": rewards})
 
 

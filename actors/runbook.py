@@ -134,7 +134,8 @@ class RunBook:
 
     # --- a step
 
-    def sampled(self, groups: Sequence[Group], seconds: float) -> None:
+    def sampled(self, groups: Sequence[Group], seconds: float, lost: int) -> None:
+        """Figures of a rollout batch; `lost`: groups whose answers could not be scored."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         rewards = [reward for group in groups for reward in group.rewards]
         tokens = sum(len(rollout.token_ids) for rollout in rollouts)
@@ -145,6 +146,7 @@ class RunBook:
             "response_tokens": tokens / len(rollouts),
             "truncated": _mean([rollout.finish_reason == "length" for rollout in rollouts]),
             "tokens_per_second": tokens / seconds,
+            "unscored_groups": lost,
         }
 
     def learned(self, metrics: Mapping[str, float], kept: float | None = None) -> None:

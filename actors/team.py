@@ -139,10 +139,10 @@ class Team:
     def prompt(self, question: Question) -> np.ndarray:
         return build_prompt(self.tokenizer, question, self.run.prompt.template).ids
 
-    def encode_response(self, text: str) -> np.ndarray:
-        """Ids of an edited response, the stop token behind it like behind a sampled one."""
+    def tokenize(self, text: str) -> np.ndarray:
+        """Ids [R] int32 of an edited response, without a stop token."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return np.asarray([*ids, self.spec.stop_ids[0]], dtype=np.int32)
+        return np.asarray(ids, dtype=np.int32)
 
     # --- sampling
 
