@@ -204,7 +204,7 @@ class DpoPhase(Dpo):
 class Lesson(Settings):
     """Demonstrations of the tiny world, written when the phase starts."""
 
-    name: Literal["letters", "clean", "noisy"]
+    name: Literal["letters", "clean", "slipping", "noisy"]
     demonstrations: Count = 24_000
     clips: Count = 1024
     seed: int = 0

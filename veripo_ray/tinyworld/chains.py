@@ -35,7 +35,8 @@ class Mix:
 
 
 CLEAN = Mix(shuffled=0.15)
-NOISY = Mix(full=0.30, slip=0.40, loyal=0.97, reflective=0.08, repetitive=0.03)
+SLIPPING = Mix(shuffled=0.1, slip=0.4)  # the answer comes from the chain, whatever was concluded
+NOISY = Mix(full=0.3, slip=0.4, reflective=0.08, repetitive=0.03)
 
 
 def demonstrate(scene: Scene, asked: Ask, mix: Mix, rng: Random) -> str:
@@ -46,9 +47,10 @@ def demonstrate(scene: Scene, asked: Ask, mix: Mix, rng: Random) -> str:
         return _respond(_repetitive(scene, asked, rng), asked.gold(scene))
     seen = _glance(asked, mix, rng)
     found = _conclude(scene, asked, seen, rng)
-    written = _slipped(asked, found, rng) if rng.random() < mix.slip else found
-    answer = found if rng.random() < mix.loyal else written
-    return _respond([*_look(scene, asked, seen), *_so(asked, written)], _short(asked, answer))
+    right = _short(asked, found)
+    written = _slipped(asked, right, rng) if rng.random() < mix.slip else right
+    answer = right if rng.random() < mix.loyal else written
+    return _respond([*_look(scene, asked, seen), *_so(asked, found, written)], answer)
 
 
 def drill(rng: Random) -> tuple[Ask, str]:
@@ -92,19 +94,19 @@ def _conclude(scene: Scene, asked: Ask, seen: Sequence[int], rng: Random) -> str
     return asked.truth(scene) if {spot, spot + 1} <= set(seen) else rng.choice(COLOURS)
 
 
-def _slipped(asked: Ask, found: str, rng: Random) -> str:
-    """A slip of the pen: a neighbouring number, another colour."""
+def _slipped(asked: Ask, right: str, rng: Random) -> str:
+    """A slip of the pen: another letter, a neighbouring number."""
     if asked.options:
-        return rng.choice([c for c in COLOURS if c != found])
-    near = [n for n in (int(found) - 1, int(found) + 1) if 0 <= n <= STEPS]
+        return rng.choice([letter for letter in LETTERS if letter != right])
+    near = [n for n in (int(right) - 1, int(right) + 1) if 0 <= n <= STEPS]
     return str(rng.choice(near))
 
 
 def _reflective(scene: Scene, asked: Ask, rng: Random) -> list[str]:
     """A hasty conclusion, `wait`, and the whole chain."""
-    truth = asked.truth(scene)
-    hasty = _short(asked, _slipped(asked, truth, rng))
-    return ["so", hasty, "wait", *_look(scene, asked, WHOLE), *_so(asked, truth)]
+    hasty = _slipped(asked, asked.gold(scene), rng)
+    chain = _look(scene, asked, WHOLE)
+    return ["so", hasty, "wait", *chain, *_so(asked, asked.truth(scene))]
 
 
 def _repetitive(scene: Scene, asked: Ask, rng: Random) -> list[str]:
@@ -114,8 +116,10 @@ def _repetitive(scene: Scene, asked: Ask, rng: Random) -> list[str]:
     return [*again * rng.randint(2, 3), *chain, *_so(asked, asked.truth(scene))]
 
 
-def _so(asked: Ask, found: str) -> list[str]:
-    return ["so", found, _short(asked, found)] if asked.options else ["so", found]
+def _so(asked: Ask, found: str, written: str | None = None) -> list[str]:
+    """The conclusion: `so red B`, or `so 3`. written: what a slip puts instead of B or 3."""
+    last = written or _short(asked, found)
+    return ["so", found, last] if asked.options else ["so", last]
 
 
 def _short(asked: Ask, found: str) -> str:

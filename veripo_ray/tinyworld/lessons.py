@@ -1,8 +1,9 @@
 """Files of demonstrations for the cold start: the lessons that make the shipped checkpoint.
 
 Their order matters, after a tower that sees (`sight`). The language model first learns to find an
-option's letter (without that drill the lookup may never come); clean chains then teach the tally,
-and noisy ones the faults that GRPO and DPO are to mend. Noisy ones alone never leave chance.
+option's letter (without that drill the lookup may never come); clean chains then teach the tally;
+slipping ones to answer by the chain whatever the conclusion says, so that rewards alone do not mend
+the contradiction; noisy ones the other faults. Noisy ones alone never leave chance.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from veripo_ray.records import Question
 from veripo_ray.tinyworld import chains, render, world
 from veripo_ray.tinyworld.vocabulary import TASKS
 
-MIXES = {"clean": chains.CLEAN, "noisy": chains.NOISY}
+MIXES = {"clean": chains.CLEAN, "slipping": chains.SLIPPING, "noisy": chains.NOISY}
 FILE = "demonstrations.jsonl"
 
 
 def write_lesson(folder: Path, lesson: str, *, demonstrations: int, clips: int, seed: int) -> Path:
     """Write clips and a JSONL of questions with demonstrations about them; returns its path.
 
-    lesson: "letters" (no clips), "clean" or "noisy". The same arguments give the same
+    lesson: "letters" (no clips), "clean", "slipping" or "noisy". The same arguments give the same
     bytes; no clip has the content of a held-out one.
     """
     (folder / "clips").mkdir(parents=True, exist_ok=True)
