@@ -25,6 +25,7 @@ from veripo_ray.learner.examples import Example, Media, TrainGroup, TrainPair, r
 from veripo_ray.learner.objectives import DpoObjective, GrpoObjective, Stats
 from veripo_ray.policy.grouped import Packed, micro_batches, response_logprobs
 from veripo_ray.policy.qwen_vl import QwenVL
+from veripo_ray.precision import gap_error
 from veripo_ray.weights import Snapshot, to_array
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -103,7 +104,7 @@ class Learner:
         gaps = {name: gap for part in self._from_all(objective.gaps) for name, gap in part.items()}
         worst = max(gaps, key=lambda name: _nan_last(gaps[name]))
         if max_gap is not None and not gaps[worst] <= max_gap:
-            self._stop(_gap_error(worst, gaps[worst], max_gap))
+            self._stop(gap_error(worst, gaps[worst], max_gap))
         return self._update(stats, cfg.lr) | {
             "logprob_gap_max": gaps[worst],
             "tokens": objective.totals.tokens,
@@ -226,14 +227,3 @@ def _add(total: Stats, part: Stats) -> None:
 
 def _nan_last(value: float) -> float:
     return float("inf") if np.isnan(value) else value
-
-
-def _gap_error(group_id: str, gap: float, limit: float) -> PrecisionError:
-    return PrecisionError(
-        f"learner and rollout worker differ by {gap:.3g} in the log-probability of a token of "
-        f"group {group_id!r}, the limit is {limit:.3g} (max_logprob_gap)",
-        fix="likely causes: other positions of the video's tokens (check fps and "
-        "seconds_per_grid), stale weights or prefix and encoder caches in the rollout worker, or "
-        "sampling settings (temperature, penalties, banned tokens) that the learner does not "
-        "apply; in bfloat16 the limit may be too strict",
-    )
