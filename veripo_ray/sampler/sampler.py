@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
@@ -118,7 +118,7 @@ class Sampler:
 
     def _groups(
         self, requests: Iterator[SampleRequest], settings: SamplingParams
-    ) -> Iterator[Sampled]:
+    ) -> Generator[Sampled, None, None]:
         """Fill the batch, compute a token of everything in it, hand out what that finished."""
         try:
             while self._fill(requests, settings):
@@ -192,7 +192,7 @@ class Sampler:
         return Sampled(answer.id, prompt_ids, tuple(self._rollout(answer.id, *o) for o in both))
 
     @staticmethod
-    def _spoken(completion: Completion) -> Sequence[int]:
+    def _spoken(completion: Completion) -> np.ndarray:
         """A completion's ids without the stop token."""
         ids = completion.token_ids
         return ids[:-1] if completion.reason == "stop" else ids
