@@ -59,7 +59,7 @@ class Coordinator:
         cleanup: Callable[[], None] | None = None,
     ) -> None:
         """cleanup: what a driver that has gone cannot do any more (end the verifier)."""
-        self.settings, self.schedule = run, run.schedule
+        self.settings, self.schedule = run, run.loop
         self.checkpoint, self.train, self.heldout, self.bad = checkpoint, train, heldout, bad
         self.client = VerifierClient(verifier_url, run.verifier.timeout_s)
         self.book = RunBook(run, questions=len(train), resume=resume)

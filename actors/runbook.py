@@ -68,7 +68,7 @@ class RunBook:
         self._started, self._mark = datetime.now(UTC), time.monotonic()
         self._eta = Eta({"grpo": 1.0, "dpo": 0.1, "evaluation": 2.0})
         self._step_values: dict[str, float] = {}
-        self._status = Status(run=self.folder.name, phase="starting", phases=len(run.schedule))
+        self._status = Status(run=self.folder.name, phase="starting", phases=len(run.loop))
 
     def _forget_what_will_be_done_again(self) -> None:
         """Everything after the checkpoint goes: no group, verdict or pair is written twice."""
@@ -107,7 +107,7 @@ class RunBook:
         return replace(
             self._status,
             iteration=self.state.iteration,
-            phase_index=min(self.state.phase_index + 1, len(self.run.schedule)),
+            phase_index=min(self.state.phase_index + 1, len(self.run.loop)),
             judged=judging.judged if judging else 0,
             groups=judging.submitted if judging else 0,
             pairs=self.state.pairs,
@@ -118,7 +118,7 @@ class RunBook:
     def _todo(self) -> dict[str, float]:
         """Units of work left, as far as they are known."""
         todo = {"grpo": 0.0, "dpo": 0.0, "evaluation": 0.0}
-        for index, phase in enumerate(self.run.schedule[self.state.phase_index :]):
+        for index, phase in enumerate(self.run.loop[self.state.phase_index :]):
             done = self.state.step if index == 0 else 0
             todo[phase.phase] += max(self._expected_steps(phase) - done, 0)
             todo["evaluation"] += 1
@@ -128,7 +128,7 @@ class RunBook:
         """As far as can be told before the curriculum and the verdicts have had their say."""
         if isinstance(phase, config.GrpoPhase):
             return (phase.questions or self.questions) // phase.rollout_batch
-        asked = next((p.questions for p in self.run.schedule if p.phase == "grpo"), None)
+        asked = next((p.questions for p in self.run.loop if p.phase == "grpo"), None)
         pairs = (asked or self.questions) * self.run.pairs.per_question
         return phase.epochs * pairs // phase.batch_pairs
 
@@ -157,7 +157,7 @@ class RunBook:
 
     def step_done(self) -> None:
         """One rollout batch (grpo) or one batch of pairs (dpo) is behind us."""
-        phase = self.run.schedule[self.state.phase_index].phase
+        phase = self.run.loop[self.state.phase_index].phase
         seconds = self._lap()
         self._eta.observe(phase, seconds)
         values = {**self._step_values, "seconds": seconds, "policy_version": self.state.version}
@@ -165,10 +165,12 @@ class RunBook:
         self.show(
             phase=phase,
             step=self.state.step,
-            accuracy=values.get("accuracy"),
+            steps=self._expected_steps(self.run.loop[self.state.phase_index]),
             tokens_per_second=values.get("tokens_per_second"),
             message="",
         )
+        if phase == "grpo":  # in dpo, accuracy is the share of pairs ranked rightly
+            self.show(accuracy=values["accuracy"])
         self._step_values = {}
 
     def _lap(self) -> float:

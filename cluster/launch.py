@@ -8,6 +8,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ import ray
 from rich.console import Console
 
 from actors.coordinator import Coordinator
+from actors.sft import train_sft
 from actors.team import result_now
 from cluster import preflight
 from cluster.preflight import Prepared
@@ -84,12 +86,23 @@ def _check_same_run(run: config.Run) -> None:
 
 def _follow_to_the_end(prepared: Prepared, *, resume: bool) -> int:
     run = prepared.run
-    with _cluster(run.device), _verifier(run, prepared.checkpoint) as url:
-        coordinator = _launch(prepared, url, resume=resume)
-        try:
-            return _follow(coordinator, run)
-        finally:
-            ray.kill(coordinator)
+    with _cluster(run.device):
+        checkpoint = _cold_start(prepared, resume=resume)
+        with _verifier(run, checkpoint) as url:
+            coordinator = _launch(replace(prepared, checkpoint=checkpoint), url, resume=resume)
+            try:
+                return _follow(coordinator, run)
+            finally:
+                ray.kill(coordinator)
+
+
+def _cold_start(prepared: Prepared, *, resume: bool) -> Path:
+    """The sft phases, one after the other; each begins with what the one before has made."""
+    checkpoint = prepared.checkpoint
+    for number, phase in enumerate(prepared.run.cold_start):
+        folder = prepared.run.output / "sft" / str(number)
+        checkpoint = train_sft(prepared.run, phase, checkpoint, folder, resume)
+    return checkpoint
 
 
 def _follow(coordinator: Any, run: config.Run) -> int:

@@ -81,7 +81,8 @@ def unpack_many(
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise DataError(f"a {kind.__name__} record is malformed at {where}: {first['msg']}") from None
+        problem = f"a {kind.__name__} record is malformed at {where}: {first['msg']}"
+        raise DataError(problem) from None
 
 
 def _checked_body(message: Any, kind: type[Record]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Every setting of a run, typed, with its default and its source, checked whole before anything starts.
+"""Every setting of a run, typed, with its default and source, checked whole before anything starts.
 
 A recipe is a short YAML of the settings that differ from the defaults here; `load` lays
 `key=value` overrides over it. Tags in the descriptions: [paper] VerIPO, arXiv 2505.19000;
@@ -225,7 +225,7 @@ class Sft(Settings):
     final_lr: Fraction = Field(0.1, description="share of lr that the linear decay ends at")
     conclusion: str = Field("<answer>", min_length=1, description="where the conclusion begins")
     answer_weight: Positive = Field(
-        1.0, description="what a token from the last `conclusion` on counts; those before it count 1"
+        1.0, description="what a token from the last `conclusion` on counts; others count 1"
     )
     train_vision: bool = Field(False, description="train the tower as well (videos only)")
     checkpoint_every: Count = 100
@@ -261,6 +261,16 @@ class Run(Settings):
         1e-3, description="stop when rollout worker and learner differ by more [ours]"
     )
 
+    @property
+    def cold_start(self) -> tuple[SftPhase, ...]:
+        """The sft phases, which come before the loop."""
+        return tuple(phase for phase in self.schedule if isinstance(phase, SftPhase))
+
+    @property
+    def loop(self) -> tuple[GrpoPhase | DpoPhase, ...]:
+        """The phases that the coordinator leads."""
+        return tuple(phase for phase in self.schedule if not isinstance(phase, SftPhase))
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         problems = [*_data_problems(self.data), *_schedule_problems(self), *_token_problems(self)]
@@ -281,6 +291,8 @@ def _schedule_problems(run: Run) -> list[str]:
     problems, before = [], None
     for index, phase in enumerate(run.schedule):
         where = f"schedule.{index}"
+        if phase.phase == "sft" and before not in (None, "sft"):
+            problems.append(f"{where}: sft phases come before all others; move it to the front")
         if phase.phase == "grpo":
             problems += _grpo_problems(where, phase, run)
         if phase.phase == "dpo":
@@ -318,10 +330,9 @@ def _grpo_problems(where: str, grpo: GrpoPhase, run: Run) -> list[str]:
 def _token_problems(run: Run) -> list[str]:
     longest = max(run.rollout.max_tokens, run.evaluation.max_tokens)
     if longest >= run.rollout.max_model_len:
-        return [
-            f"rollout.max_model_len = {run.rollout.max_model_len} leaves no room for a prompt before "
-            f"{longest} new tokens; raise it, or lower rollout.max_tokens and evaluation.max_tokens"
-        ]
+        room = f"rollout.max_model_len = {run.rollout.max_model_len} leaves no room for a prompt"
+        fix = "raise it, or lower rollout.max_tokens and evaluation.max_tokens"
+        return [f"{room} before {longest} new tokens; {fix}"]
     return []
 
 

@@ -47,7 +47,8 @@ class Journal:
         """Forget everything written after `size`."""
         if size > self.size():
             raise DataError(
-                f"{self.path} has {self.size()} bytes, fewer than the {size} its checkpoint recorded",
+                f"{self.path} has {self.size()} bytes, fewer than the {size} "
+                "its checkpoint recorded",
                 fix="restore the journal folder, or start a new run in another --output",
             )
         os.truncate(self.path, size)
@@ -68,7 +69,7 @@ def _whole_messages(path: Path, start: int = 0) -> Iterator[int]:
 
 
 def read(path: Path, kind: type[R], start: int = 0) -> Iterator[R]:
-    """Every record from byte `start` on, in the order written. A file that is not there has none."""
+    """Every record from byte `start` on, in the order written; none where there is no file."""
     tail = Tail(path, kind, start)
     while records := tail.take():
         yield from records

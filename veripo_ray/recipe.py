@@ -136,7 +136,8 @@ def _explain(error: ValidationError) -> Iterator[str]:
         where = ".".join(map(str, loc)) or "recipe"
         if item["type"] == "extra_forbidden":
             known = _fields_at(item["loc"][:-1])
-            yield f"{where}: unknown setting{_suggestion('.'.join(map(str, loc[:-1])), str(loc[-1]), known)}"
+            section, key = ".".join(map(str, loc[:-1])), str(loc[-1])
+            yield f"{where}: unknown setting{_suggestion(section, key, known)}"
         elif item["type"] == "value_error":
             prefix = f"{where}: " if loc else ""
             yield prefix + item["msg"].removeprefix("Value error, ")

@@ -25,7 +25,7 @@ class RunState(BaseModel):
     # where
     phase_index: int = 0
     iteration: int = 1
-    step: int = Field(0, description="grpo: rollout batches, dpo: optimiser steps, done in this phase")
+    step: int = Field(0, description="rollout batches (grpo) or optimiser steps (dpo) done")
     order: list[str] = Field([], description="question ids of this grpo phase, in order")
     cursor: int = Field(0, description="how many of `order` are used up")
     version: int = Field(0, description="policy version: weight updates published so far")

@@ -23,7 +23,7 @@ learner: {{dtype: float32}}
 verifier: {{port: {port}, checks: {{min_think_tokens: 2, repetition_ngram: 6}}}}
 pairs: {{reflective_turn: wait}}
 evaluation: {{temperature: 1.0, max_tokens: 48, repetition_penalty: 1.0}}
-max_logprob_gap: 1.0e-5
+max_logprob_gap: 1.0e-4
 checkpoint_every: 1
 grpo: {{questions: 16, rollout_batch: 8, train_batch: 8, lr: 1.0e-3}}
 dpo: {{batch_pairs: 4, lr: 1.0e-4, shard_pairs: 4}}

@@ -1,0 +1,220 @@
+"""One command trains: the whole loop on mp4 files, vLLM, DeepSpeed and the verifier over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from veripo_ray import journal
+from veripo_ray.records import Family
+from veripo_ray.tinyworld.world import write_world
+
+Result = tuple[int, str]
+Train = Callable[..., Result]
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def _phases(folder: Path) -> list[str]:
+    return [stage["phase"] for stage in _summary(folder)["stages"]]
+
+
+@pytest.fixture(scope="module")
+def broken_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100 questions on 100 clips, three of them broken in three ways."""
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, questions=200, heldout=24, seed=3)
+    rows = (folder / "train.jsonl").read_text().splitlines()[::2]  # one question a clip
+    (folder / "train.jsonl").write_text("\n".join(rows) + "\n")
+    clips = [folder / json.loads(row)["video"] for row in rows]
+    clips[10].write_bytes(b"")
+    clips[20].write_bytes(clips[20].read_bytes()[: clips[20].stat().st_size // 2])
+    _write_audio_only(clips[30])
+    return folder
+
+
+def _write_audio_only(path: Path) -> None:
+    import av
+
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 16_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope="module")
+def trained(
+    veripo: Train, recipe_file: Path, broken_world: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A whole run on the world with three broken clips; its folder and what it printed."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    files = [f"data.{part}={broken_world / part}.jsonl" for part in ("train", "heldout")]
+    changes = ["data.tinyworld=null", *files, "grpo.questions=96", "grpo.rollout_batch=16"]
+    changes += ["grpo.train_batch=16", "schedule=[grpo,dpo,{phase: grpo, questions: 16}]"]
+    status, said = veripo("train", recipe_file, *changes, "--output", output)
+    assert status == 0, said
+    return output, said
+
+
+def test_every_stage_of_the_schedule_is_evaluated(trained: tuple[Path, str]) -> None:
+    output, said = trained
+    assert _phases(output) == ["initial", "grpo", "dpo", "grpo"]
+    summary = _summary(output)
+    assert summary["finished"]
+    assert all(stage["n"] == 24 for stage in summary["stages"])
+    assert summary["seconds_per_sample"]["grpo"] > 0
+    assert summary["seconds_per_sample"]["dpo"] > 0
+    assert summary["phase_switch_seconds"] > 0
+    assert "report" in said
+
+
+def test_rollouts_and_learner_agree_at_every_stage(trained: tuple[Path, str]) -> None:
+    gaps = [stage["logprob_gap_max"] for stage in _summary(trained[0])["stages"]]
+    assert all(0 < gap < 1e-4 for gap in gaps)
+
+
+def test_three_broken_clips_are_named_and_the_run_trains_on_the_others(
+    trained: tuple[Path, str],
+) -> None:
+    summary = _summary(trained[0])
+    reasons = " ".join(item["reason"] for item in summary["bad_items"])
+    assert len(summary["bad_items"]) == 3
+    for number in (10, 20, 30):
+        assert f"train-{number:05d}.mp4" in reasons
+    asked = {group.question.id for group in journal.read_groups(trained[0])}
+    assert len(asked) == 96  # of the 97 that can be used
+
+
+def test_every_clip_is_decoded_and_encoded_once(trained: tuple[Path, str]) -> None:
+    summary = _summary(trained[0])
+    assert summary["decodes"] == summary["encodes"] == summary["videos"]
+
+
+def test_groups_carry_their_version_and_verdicts_march_with_them(
+    trained: tuple[Path, str],
+) -> None:
+    groups = list(journal.read_groups(trained[0]))
+    judged = list(journal.read_judged(trained[0]))
+    assert [group.id for group in groups] == [verdict.group_id for verdict in judged]
+    versions = [group.rollouts[0].policy_version for group in groups]
+    assert versions == sorted(versions)
+    assert versions[0] == 0
+    assert versions[-1] >= 7  # six grpo syncs and the one after dpo
+
+
+def test_pairs_come_from_sampled_rollouts_with_reference_scores(trained: tuple[Path, str]) -> None:
+    pairs = list(journal.read_pairs(trained[0]))
+    assert pairs
+    assert len({pair.id for pair in pairs}) == len(pairs)
+    assert {pair.family for pair in pairs} <= set(Family)
+    for pair in pairs:
+        assert pair.chosen.reference_logprob is not None
+        assert pair.rejected.reference_logprob is not None
+        assert pair.chosen.verdict.correct
+
+
+def test_the_report_needs_nothing_but_itself(trained: tuple[Path, str]) -> None:
+    page = (trained[0] / "report.html").read_text()
+    assert "&lt;think&gt;" in page
+    assert 'src="http' not in page
+    assert (trained[0] / "metrics.jsonl").read_text().count("\n") == len(
+        (trained[0] / "metrics.jsonl").read_text().splitlines()
+    )
+    assert list((trained[0] / "tensorboard").iterdir())
+
+
+def test_the_final_checkpoint_gives_the_same_greedy_tokens_in_transformers_and_vllm(
+    trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Both in processes that know nothing of this project but the files."""
+    checkpoint = trained[0] / "checkpoints" / "latest" / "hf"
+    script = Path(__file__).parent / "plain_greedy.py"
+    tokens = {}
+    for library in ("transformers", "vllm"):
+        out = tmp_path / library
+        subprocess.run(
+            ["python", str(script), library, str(checkpoint), str(out)],
+            check=True,
+            timeout=240,
+            env={**os.environ, "PATH": f"{Path(os.sys.executable).parent}:{os.environ['PATH']}"},
+        )
+        tokens[library] = json.loads(out.read_text())
+    assert tokens["transformers"] == tokens["vllm"]
+    assert all(len(row) > 3 for row in tokens["vllm"])
+
+
+def test_sigterm_in_each_phase_then_resume_finishes_with_nothing_twice(
+    recipe_file: Path, terminate_when: Train, veripo: Train, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    metrics = output / "metrics.jsonl"
+
+    def reached(phase: str, iteration: int) -> Callable[[], bool]:
+        mark = f'"phase":"{phase}","iteration":{iteration},'
+        return lambda: metrics.exists() and mark in metrics.read_text()
+
+    arguments = ("train", recipe_file, "--output", output)
+    resume: tuple[str, ...] = ()
+    for phase, iteration in (("grpo", 1), ("dpo", 1), ("grpo", 2)):
+        status, said = terminate_when(reached(phase, iteration), *arguments, *resume)
+        assert status == 128 + signal.SIGTERM, said
+        assert "--resume goes on" in said
+        resume = ("--resume",)
+    status, said = veripo(*arguments, "--resume")
+    assert status == 0, said
+    assert _phases(output) == ["initial", "grpo", "dpo", "grpo"]
+    for records in (journal.read_pairs(output), journal.read_groups(output)):
+        ids = [record.id for record in records]
+        assert len(ids) == len(set(ids))
+        assert ids
+    points = [json.loads(line) for line in metrics.read_text().splitlines()]
+    steps = [(p["phase"], p["iteration"], p["step"]) for p in points]
+    assert len(steps) == len(set(steps))
+
+
+def test_resuming_with_other_settings_is_refused(
+    recipe_file: Path, trained: tuple[Path, str], veripo: Train
+) -> None:
+    status, said = veripo("train", recipe_file, "--output", trained[0], "--resume", limit_s=90)
+    assert status == 2
+    assert "schedule, data differ" in said
+
+
+def test_the_coordinator_outlives_its_driver(
+    ray_session: str,
+    recipe_file: Path,
+    start: Callable[..., subprocess.Popen[str]],
+    free_port: Callable[[], int],
+    tmp_path: Path,
+) -> None:
+    """On a cluster that is there, a driver killed outright does not take the run with it."""
+    import ray
+
+    output = tmp_path / "orphan"
+    address = ray.get_runtime_context().gcs_address
+    changes = ["schedule=[grpo]", "grpo.questions=8", f"verifier.port={free_port()}"]
+    driver = start("train", recipe_file, *changes, "--output", output, RAY_ADDRESS=address)
+    deadline = time.monotonic() + 240
+    while not (output / "summary.json").exists() and time.monotonic() < deadline:
+        assert driver.poll() is None, driver.stdout and driver.stdout.read()
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait(30)
+    while time.monotonic() < deadline and not _summary(output)["finished"]:
+        time.sleep(0.5)
+    assert _phases(output) == ["initial", "grpo"]
+    shutil.rmtree(output)
