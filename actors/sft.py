@@ -7,7 +7,6 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.train
@@ -22,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from veripo_ray import config
 from veripo_ray.errors import ResourceError, VeripoError
+from veripo_ray.sft.demonstrations import load_demonstrations, step_folder, steps_of
 
 RESTARTS = 2  # after lost workers; a VeripoError is the user's to mend and is not tried again
 COLLECTIVE_TIMEOUT_S = 1800
@@ -55,6 +55,9 @@ def train_sft(
     on_gpu = _on_gpu(run)
     _check_resources(run.learner.ranks, on_gpu)
     phase = _with_lesson(phase, output)
+    last = output / step_folder(steps_of(phase, len(load_demonstrations(run.data, phase))))
+    if (last / "hf").exists():  # the phase was finished before
+        return last / "hf"
     trainer = TorchTrainer(
         _rank,
         train_loop_config={"job": _Job(run, phase, start_checkpoint.absolute(), output)},
@@ -67,13 +70,14 @@ def train_sft(
             checkpoint_config=CheckpointConfig(num_to_keep=run.keep_checkpoints),
         ),
     )
-    return Path(_fit(trainer).checkpoint.path) / "hf"
+    _fit(trainer)
+    return last / "hf"
 
 
-def _fit(trainer: TorchTrainer) -> Any:
+def _fit(trainer: TorchTrainer) -> None:
     """Run to the end. Our own errors come out of Ray Train's wrapping."""
     try:
-        return trainer.fit()
+        trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _own(error) or error from error
 
@@ -121,7 +125,7 @@ def _with_lesson(phase: config.SftPhase, output: Path) -> config.SftPhase:
 
 def _rank(settings: dict[str, _Job]) -> None:
     """One rank, in a worker of Ray Train that has joined the process group."""
-    from veripo_ray.sft import Student, load_demonstrations
+    from veripo_ray.sft import Student
 
     job, context = settings["job"], ray.train.get_context()
     questions = load_demonstrations(job.run.data, job.phase)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from random import Random
+from typing import cast
 
 import numpy as np
 
 from veripo_ray import config
 from veripo_ray.errors import ConfigError, DataError
+from veripo_ray.policy.media import Features
 from veripo_ray.policy.prompting import build_prompt, expand
 from veripo_ray.policy.qwen_vl import QwenVL
 from veripo_ray.questions import load_questions
@@ -42,7 +44,8 @@ def demonstration(
     policy: QwenVL, question: Question, media: Media, template: str, phase: config.SftPhase
 ) -> Demonstration:
     """Token ids and weights of one question's prompt and demonstrated response."""
-    prompt = expand(build_prompt(policy.tokenizer, question, template).ids, media, policy.spec)
+    features = cast("tuple[Features, ...]", media)  # of either kind, only the rows are counted
+    prompt = expand(build_prompt(policy.tokenizer, question, template).ids, features, policy.spec)
     text = question.demonstration or ""
     encoded = policy.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     conclusion = text.rfind(phase.conclusion)
@@ -59,6 +62,11 @@ def demonstration(
 def steps_of(phase: config.SftPhase, demonstrations: int) -> int:
     """Optimiser steps of the phase; the last batch of an epoch may be short."""
     return phase.steps or phase.epochs * -(-demonstrations // phase.batch)
+
+
+def step_folder(step: int) -> str:
+    """Name of the checkpoint written after `step` steps."""
+    return f"step-{step:06d}"
 
 
 def learning_rate(phase: config.SftPhase, step: int, steps: int) -> float:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from veripo_ray.learner import Learner
+from veripo_ray.learner.examples import Example
 from veripo_ray.learner.objectives import Stats
 from veripo_ray.policy.grouped import Packed
 from veripo_ray.policy.media import Features, Modality
@@ -57,7 +58,11 @@ class Imitator(Learner):
     ) -> Stats:
         """One optimiser step on `examples`; `media`, by id, need hold only this rank's: features,
         or pixels where the tower learns. Returns the step's metrics, equal on all ranks."""
-        stats = self._accumulate(examples, media, Imitation(examples))
+        # To the learner a demonstration is one more example, and pixels are features: `_seen` makes
+        # them so before they are read.
+        groups = cast("Sequence[Example]", examples)
+        features = cast("Mapping[str, tuple[Features, ...]]", media)
+        stats = self._accumulate(groups, features, Imitation(examples))
         tokens = sum(len(example.response) for example in examples)
         return self._update(stats, lr) | {"tokens": tokens}
 
@@ -66,7 +71,8 @@ class Imitator(Learner):
 
     def _seen(self, packed: list[Packed]) -> list[Packed]:
         """Every `Pixels` replaced by what the tower makes of it, gradients included."""
-        unseen = [item for group in packed for item in group.features if isinstance(item, Pixels)]
+        items = cast("list[Features | Pixels]", [item for row in packed for item in row.features])
+        unseen = [item for item in items if isinstance(item, Pixels)]
         seen = {id(item): features for item, features in self._encode(unseen)}
         return [
             replace(group, features=tuple(seen.get(id(item), item) for item in group.features))

@@ -10,7 +10,13 @@ from typing import Self
 from veripo_ray import config
 from veripo_ray.learner.objectives import Stats
 from veripo_ray.records import Question
-from veripo_ray.sft.demonstrations import batches, demonstration, learning_rate, steps_of
+from veripo_ray.sft.demonstrations import (
+    batches,
+    demonstration,
+    learning_rate,
+    step_folder,
+    steps_of,
+)
 from veripo_ray.sft.imitation import Imitator
 from veripo_ray.sft.media import MediaSource
 
@@ -69,7 +75,7 @@ class Student:
             self.learner.publish(step + 1)
             saved = None
             if (step + 1) % self.phase.checkpoint_every == 0 or step + 1 == steps:
-                saved = folder / f"step-{step + 1:06d}"
+                saved = folder / step_folder(step + 1)
                 self.learner.save(saved)
             keep(stats | {"step": step + 1, "steps": steps}, saved)
 

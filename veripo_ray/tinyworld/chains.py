@@ -36,7 +36,7 @@ class Mix:
 
 CLEAN = Mix(shuffled=0.15)
 SLIPPING = Mix(shuffled=0.1, slip=0.4)  # the answer comes from the chain, whatever was concluded
-NOISY = Mix(full=0.3, slip=0.4, reflective=0.08, repetitive=0.03)
+NOISY = Mix(full=0.2, slip=0.4, reflective=0.08, repetitive=0.03)
 
 
 def demonstrate(scene: Scene, asked: Ask, mix: Mix, rng: Random) -> str:
