@@ -87,6 +87,7 @@ def _check_same_run(run: config.Run) -> None:
 def _follow_to_the_end(prepared: Prepared, *, resume: bool) -> int:
     run = prepared.run
     with _cluster(run.device):
+        preflight.check_resources(run, ray.cluster_resources())
         checkpoint = _cold_start(prepared, resume=resume)
         with _verifier(run, checkpoint) as url:
             coordinator = _launch(replace(prepared, checkpoint=checkpoint), url, resume=resume)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -134,6 +134,27 @@ def tiny_world(run: config.Run) -> Path:
     if not (folder / "heldout.jsonl").exists():
         write_world(folder, questions=world.train, heldout=world.heldout, seed=world.seed)
     return folder
+
+
+def check_resources(run: config.Run, available: Mapping[str, float]) -> None:
+    """What the actors ask for at once must fit the cluster: a process that never starts tells
+    nobody why. `available`: what Ray says the cluster has."""
+    actors = 2 + run.rollout.workers + run.learner.ranks  # encoder and reference are one each
+    needs = {"CPU": float(actors + run.verifier.replicas)}
+    if run.device == "cuda":
+        needs["GPU"] = float(
+            2 + run.rollout.workers * run.rollout.tensor_parallel + run.learner.ranks
+        )
+    for kind, needed in needs.items():
+        if available.get(kind, 0.0) < needed:
+            raise ResourceError(
+                f"the run needs {needed:g} {kind}s, the cluster has {available.get(kind, 0.0):g}: "
+                f"encoder 1, reference 1, rollout.workers = {run.rollout.workers}, "
+                f"rollout.tensor_parallel = {run.rollout.tensor_parallel}, "
+                f"learner.ranks = {run.learner.ranks}, "
+                f"verifier.replicas = {run.verifier.replicas}",
+                fix="add nodes, or lower these settings",
+            )
 
 
 def _check_enough(run: config.Run, train: Sequence[Question], heldout: Sequence[Question]) -> None:

@@ -41,7 +41,7 @@ os.environ.update(ENVIRONMENT)
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[str]:
-    """One Ray of four logical CPUs for every test that needs one. Yields its namespace.
+    """One Ray of eight logical CPUs for every test that needs one. Yields its namespace.
 
     A test that deploys to Serve or names an actor takes it down again itself.
     """
@@ -50,7 +50,7 @@ def ray_session() -> Iterator[str]:
     namespace = "veripo-tests"
     ray.init(
         address="local",  # never a cluster that happens to run on this machine
-        num_cpus=4,
+        num_cpus=8,
         num_gpus=0,
         include_dashboard=False,
         object_store_memory=300 * 1024**2,

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from veripo_ray import cli
-from veripo_ray.errors import VeripoError
+from cluster import preflight
+from veripo_ray import cli, recipe
+from veripo_ray.errors import ResourceError, VeripoError
 
 
 def _refusal(*arguments: str | Path) -> str:
@@ -96,3 +97,15 @@ def test_a_dry_run_checks_everything_and_starts_nothing(
     assert result.exit_code == 0, result.output
     assert "every check passed; nothing was started" in result.output
     assert "32 questions to train on, 4 held out" in result.output
+
+
+def test_a_cluster_that_is_too_small_is_refused_by_name(recipe_file: Path) -> None:
+    run = recipe.load(recipe_file, ["rollout.workers=3", "device=cpu"])
+    preflight.check_resources(run, {"CPU": 7.0})
+    with pytest.raises(
+        ResourceError, match=r"needs 7 CPUs, the cluster has 6.*rollout.workers = 3"
+    ):
+        preflight.check_resources(run, {"CPU": 6.0})
+    on_gpus = run.model_copy(update={"device": "cuda"})
+    with pytest.raises(ResourceError, match="needs 6 GPUs, the cluster has 0"):
+        preflight.check_resources(on_gpus, {"CPU": 64.0})
