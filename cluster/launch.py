@@ -17,9 +17,9 @@ import ray
 from rich.console import Console
 
 from actors.coordinator import Coordinator
-from actors.sft import train_sft
 from actors.team import result_now
 from cluster import preflight
+from cluster.cold_start import cold_start
 from cluster.preflight import Prepared
 from deployments import verifier
 from veripo_ray import config, recipe
@@ -88,22 +88,13 @@ def _follow_to_the_end(prepared: Prepared, *, resume: bool) -> int:
     run = prepared.run
     with _cluster(run.device):
         preflight.check_resources(run, ray.cluster_resources())
-        checkpoint = _cold_start(prepared, resume=resume)
+        checkpoint = cold_start(prepared, resume=resume)
         with _verifier(run, checkpoint) as url:
             coordinator = _launch(replace(prepared, checkpoint=checkpoint), url, resume=resume)
             try:
                 return _follow(coordinator, run)
             finally:
                 ray.kill(coordinator)
-
-
-def _cold_start(prepared: Prepared, *, resume: bool) -> Path:
-    """The sft phases, one after the other; each begins with what the one before has made."""
-    checkpoint = prepared.checkpoint
-    for number, phase in enumerate(prepared.run.cold_start):
-        folder = prepared.run.output / "sft" / str(number)
-        checkpoint = train_sft(prepared.run, phase, checkpoint, folder, resume)
-    return checkpoint
 
 
 def _follow(coordinator: Any, run: config.Run) -> int:

@@ -1,0 +1,71 @@
+"""The sft phases before the loop: each on Ray Train, its progress read from its metrics file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from actors.sft import METRICS, train_sft
+from cluster.preflight import Prepared
+from veripo_ray.progress import Progress, Status
+
+POLL_S = 0.5
+
+
+def cold_start(prepared: Prepared, *, resume: bool) -> Path:
+    """Run the sft phases, one after the other, each from what the one before has made; returns
+    the last checkpoint, or the run's own where there is no such phase.
+
+    An interrupted phase goes on from its last checkpoint with `--resume`, a finished one is not
+    repeated.
+    """
+    run, checkpoint = prepared.run, prepared.checkpoint
+    for number, phase in enumerate(run.cold_start):
+        folder = run.output / "sft" / str(number)
+
+        def work(phase: Any = phase, start: Path = checkpoint, folder: Path = folder) -> Path:
+            return train_sft(run, phase, start, folder, resume)
+
+        with Progress() as progress:
+            checkpoint = _watched(work, lambda: progress.update(_status(prepared, number, folder)))  # noqa: B023
+    return checkpoint
+
+
+def _watched(work: Callable[[], Path], look: Callable[[], None]) -> Path:
+    """The result of `work`, done in a thread of its own, with a look at it twice a second."""
+    with ThreadPoolExecutor(1, thread_name_prefix="sft") as pool:
+        result: Future[Path] = pool.submit(work)
+        while wait([result], timeout=POLL_S).not_done:
+            look()
+        return result.result()
+
+
+def _status(prepared: Prepared, number: int, folder: Path) -> Status:
+    run = prepared.run
+    last = _last_line(folder / METRICS)
+    phase = run.cold_start[number]
+    lesson = f"lesson {phase.lesson.name}" if phase.lesson else "demonstrations"
+    loss = f", loss {last['loss']:.3f}" if last else ""
+    return Status(
+        run=run.output.name,
+        phase="sft",
+        iteration=number + 1,
+        phase_index=number + 1,
+        phases=len(run.schedule),
+        step=int(last.get("step", 0)),
+        steps=int(last.get("steps", 0)),
+        message=f"{lesson}{loss}",
+    )
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    """The newest whole line of a metrics file; empty before there is one."""
+    if not path.exists():
+        return {}
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        lines = file.read().split(b"\n")[:-1]
+    return json.loads(lines[-1]) if lines else {}
