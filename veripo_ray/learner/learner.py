@@ -106,6 +106,7 @@ class Learner:
         if max_gap is not None and not gaps[worst] <= max_gap:
             self._stop(gap_error(worst, gaps[worst], max_gap))
         return self._update(stats, cfg.lr) | {
+            "logprob_gap": gaps[groups[0].id],
             "logprob_gap_max": gaps[worst],
             "tokens": objective.totals.tokens,
         }
