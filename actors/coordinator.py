@@ -193,7 +193,8 @@ class Coordinator:
                 metrics = await self.team.grpo_step(informative, features, phase, limit)
                 self.state.spend("grpo", "learning", time.monotonic() - started)
                 self.state.count("grpo", sum(len(group.rollouts) for group in informative))
-                self._note_gap(metrics)
+                if limit is not None:
+                    self._note_gap(metrics)
                 self.book.learned(metrics, kept=len(informative) / len(batch))
                 limit = None
 

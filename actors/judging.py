@@ -52,8 +52,10 @@ class Judging:
             self._writer.result()
 
     async def close(self) -> None:
-        self._writer.cancel()
-        await asyncio.gather(self._writer, return_exceptions=True)
+        left = [self._queue.get_nowait() for _ in range(self._queue.qsize())]
+        for task in (self._writer, *left):
+            task.cancel()
+        await asyncio.gather(self._writer, *left, return_exceptions=True)
 
     def take_seconds(self) -> float:
         """Seconds of judging since the last call."""

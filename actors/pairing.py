@@ -62,6 +62,7 @@ class PairStream:
                 yield shard
         finally:
             producer.cancel()
+            await asyncio.gather(producer, *_left_in(window), return_exceptions=True)
 
     async def again(self) -> AsyncGenerator[list[Pair]]:
         """The same pairs once more, from the journal: for the epochs after the first."""
@@ -134,6 +135,18 @@ class PairStream:
         new = [pair for pair in shard if self._known.pop(pair.id, None) is None]
         if new:
             self._journal.append(new)
+
+
+def _left_in(
+    window: asyncio.Queue[asyncio.Task[list[Pair]] | None],
+) -> list[asyncio.Task[list[Pair]]]:
+    """Shards that nobody will ask for any more, cancelled."""
+    left = []
+    while not window.empty():
+        if task := window.get_nowait():
+            task.cancel()
+            left.append(task)
+    return left
 
 
 async def _next(

@@ -68,6 +68,7 @@ class RunBook:
         self._started, self._mark = datetime.now(UTC), time.monotonic()
         self._eta = Eta({"grpo": 1.0, "dpo": 0.1, "evaluation": 2.0})
         self._step_values: dict[str, float] = {}
+        self._learned: list[dict[str, float]] = []  # of the optimiser steps of one rollout batch
         self._status = Status(run=self.folder.name, phase="starting", phases=len(run.loop))
 
     def _forget_what_will_be_done_again(self) -> None:
@@ -150,17 +151,18 @@ class RunBook:
         }
 
     def learned(self, metrics: Mapping[str, float], kept: float | None = None) -> None:
-        """Metrics of one optimiser step, and the share of groups that taught something."""
-        self._step_values |= metrics
-        if kept is not None:
-            self._step_values["informative_groups"] = kept
+        """Metrics of one optimiser step, and the share of groups that taught something. A gap is
+        one only where rollouts and weights are of one version: in the first of a rollout batch."""
+        values = {k: v for k, v in metrics.items() if not (self._learned and "gap" in k)}
+        self._learned.append(values if kept is None else {**values, "informative_groups": kept})
 
     def step_done(self) -> None:
         """One rollout batch (grpo) or one batch of pairs (dpo) is behind us."""
         phase = self.run.loop[self.state.phase_index].phase
         seconds = self._lap()
         self._eta.observe(phase, seconds)
-        values = {**self._step_values, "seconds": seconds, "policy_version": self.state.version}
+        values = {**self._step_values, **_means(self._learned)}
+        values |= {"seconds": seconds, "policy_version": self.state.version}
         self.metrics.append(phase, self.state.iteration, self.state.step, values)
         self.show(
             phase=phase,
@@ -171,7 +173,7 @@ class RunBook:
         )
         if phase == "grpo":  # in dpo, accuracy is the share of pairs ranked rightly
             self.show(accuracy=values["accuracy"])
-        self._step_values = {}
+        self._step_values, self._learned = {}, []
 
     def _lap(self) -> float:
         """Wall seconds since the last lap, counted for the phase."""
@@ -282,6 +284,12 @@ class RunBook:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each key over the rows that have it."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: _mean([row[key] for row in rows if key in row]) for key in keys}
 
 
 def _versions() -> dict[str, str]:

@@ -218,3 +218,25 @@ def test_the_coordinator_outlives_its_driver(
         time.sleep(0.5)
     assert _phases(output) == ["initial", "grpo"]
     shutil.rmtree(output)
+
+
+def test_two_ranks_two_workers_several_epochs_and_a_kl_term(
+    recipe_file: Path, veripo: Train, tmp_path: Path
+) -> None:
+    """Sharded over two learner ranks (ZeRO-2) and sampled by two workers."""
+    ranks = ["learner.ranks=2", "learner.zero_stage=2", "rollout.workers=2"]
+    phase = ["schedule=[grpo]", "grpo.epochs=2", "grpo.kl_coef=0.1", "grpo.train_batch=4"]
+    status, said = veripo("train", recipe_file, *ranks, *phase, "--output", tmp_path / "run")
+    assert status == 0, said
+    assert _phases(tmp_path / "run") == ["initial", "grpo"]
+    assert _summary(tmp_path / "run")["stages"][1]["logprob_gap_max"] < 1e-4
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    values = [json.loads(line)["values"] for line in lines]
+    assert len(values) == 2
+    assert any(value["kl"] > 0 for value in values)
+    assert {
+        group.rollouts[0].policy_version for group in journal.read_groups(tmp_path / "run")
+    } == {
+        0,
+        1,
+    }
