@@ -274,7 +274,6 @@ class Coordinator:
             drop_solved=self.settings.curriculum.drop_solved,
             seed=self.settings.seed + state.phase_index,
         )
-        state.mean_accuracy = {}
         state.journal_start = self.book.journals.sizes()
         if len(state.order) < phase.rollout_batch:
             raise DataError(

@@ -60,7 +60,7 @@ class Team:
         """
         weights = resumed / "hf" if resumed else checkpoint
         team = cls(run, checkpoint)
-        team._create(weights, reference or weights, version)
+        team._create(weights, reference or checkpoint, version)
         await team._answer(team._everyone())
         await team._meet(resumed)
         return team

@@ -34,7 +34,7 @@ class RunState(BaseModel):
     samples: int = 0
     pairs: int = 0
     logprob_gap_max: float = 0.0
-    mean_accuracy: dict[str, float] = Field({}, description="mean r_a by question, last grpo phase")
+    mean_accuracy: dict[str, float] = Field({}, description="mean r_a by question, when last asked")
     # what the run has
     stages: list[Stage] = []
     cost: dict[str, Cost] = {}
