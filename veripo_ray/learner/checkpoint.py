@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -21,12 +21,31 @@ from veripo_ray.errors import CheckpointError
 from veripo_ray.weights import to_tensor
 
 if TYPE_CHECKING:
-    from veripo_ray.learner.learner import Learner
+    from veripo_ray import config
+    from veripo_ray.learner.engine import Engine
+    from veripo_ray.policy.qwen_vl import QwenVL
+    from veripo_ray.weights import Snapshot
+
+
+class Saved(Protocol):
+    """What a checkpoint needs to know of a learner."""
+
+    rank: int
+    world_size: int
+    version: int
+    cfg: config.Learner
+    policy: QwenVL
+    engine: Engine
+
+    def weights(self) -> Snapshot: ...
+
+    def publish(self, version: int) -> None: ...
+
 
 FORMAT = 1
 
 
-def save(learner: Learner, folder: Path) -> None:
+def save(learner: Saved, folder: Path) -> None:
     """Write beside `folder`, then rename. Collective."""
     fresh = folder.with_name(folder.name + ".writing")
     if learner.rank == 0:
@@ -45,7 +64,7 @@ def save(learner: Learner, folder: Path) -> None:
     dist.barrier()
 
 
-def load(learner: Learner, folder: Path) -> None:
+def load(learner: Saved, folder: Path) -> None:
     """Restore what `save` wrote. Collective."""
     meta = _read_meta(folder)
     _refuse_differences(folder, meta, _meta(learner))
@@ -57,7 +76,7 @@ def load(learner: Learner, folder: Path) -> None:
     learner.publish(meta["version"])
 
 
-def _meta(learner: Learner) -> dict[str, Any]:
+def _meta(learner: Saved) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "ranks": learner.world_size,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from random import Random
 
 from veripo_ray.tinyworld.vocabulary import COLOURS, FRAMES, LETTERS, STEPS
-from veripo_ray.tinyworld.world import Ask, Scene
+from veripo_ray.tinyworld.scene import Scene
+from veripo_ray.tinyworld.world import Ask
 
 WHOLE = tuple(range(STEPS))
 

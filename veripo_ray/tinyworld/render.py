@@ -7,14 +7,11 @@ of them; a film counter of eight cells at the foot of each shows the step.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from veripo_ray.tinyworld.scene import Scene
 from veripo_ray.tinyworld.vocabulary import STEPS
-
-if TYPE_CHECKING:
-    from veripo_ray.tinyworld.world import Scene
 
 HEIGHT, WIDTH = 28, 56
 HALF = WIDTH // 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -12,30 +11,10 @@ from random import Random
 from veripo_ray.questions import write_questions
 from veripo_ray.records import Kind, Question
 from veripo_ray.tinyworld import render
+from veripo_ray.tinyworld.scene import Scene
 from veripo_ray.tinyworld.vocabulary import COLOURS, LETTERS, SIDES, STEPS, TASKS
 
 QUESTIONS_PER_CLIP = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """What one clip shows. Colours and sides are its content, the rest is how it looks."""
-
-    colours: tuple[str, ...]
-    sides: tuple[str, ...]
-    shape: str
-    centre: tuple[int, int]
-    radius: int
-    shade: int
-
-    @property
-    def held_out(self) -> bool:
-        """The content alone decides, so that no seed puts a held-out clip into training."""
-        return hashlib.sha256(self.content.encode()).digest()[0] < 64
-
-    @property
-    def content(self) -> str:
-        return " ".join(f"{c}-{s}" for c, s in zip(self.colours, self.sides, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

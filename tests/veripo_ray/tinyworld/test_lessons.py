@@ -11,7 +11,8 @@ from veripo_ray.tinyworld import chains, world
 from veripo_ray.tinyworld.chains import Mix, demonstrate
 from veripo_ray.tinyworld.lessons import write_lesson
 from veripo_ray.tinyworld.vocabulary import TASKS, WORDS
-from veripo_ray.tinyworld.world import Ask, Scene
+from veripo_ray.tinyworld.scene import Scene
+from veripo_ray.tinyworld.world import Ask
 
 
 def examples(mix: Mix, count: int = 60) -> list[tuple[Scene, Ask, str]]:
