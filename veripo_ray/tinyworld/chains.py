@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from veripo_ray.tinyworld.vocabulary import COLOURS, FRAMES, LETTERS, STEPS
 from veripo_ray.tinyworld.scene import Scene
+from veripo_ray.tinyworld.vocabulary import COLOURS, FRAMES, LETTERS, STEPS
 from veripo_ray.tinyworld.world import Ask
 
 WHOLE = tuple(range(STEPS))

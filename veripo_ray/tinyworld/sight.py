@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from veripo_ray import config
 from veripo_ray.tinyworld import render, world
 from veripo_ray.tinyworld.checkpoint import HIDDEN, build_checkpoint
-from veripo_ray.tinyworld.vocabulary import COLOURS, SIDES, STEPS
 from veripo_ray.tinyworld.scene import Scene
+from veripo_ray.tinyworld.vocabulary import COLOURS, SIDES, STEPS
 
 if TYPE_CHECKING:
     import torch

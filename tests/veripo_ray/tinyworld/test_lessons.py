@@ -10,8 +10,8 @@ from veripo_ray.questions import load_questions
 from veripo_ray.tinyworld import chains, world
 from veripo_ray.tinyworld.chains import Mix, demonstrate
 from veripo_ray.tinyworld.lessons import write_lesson
-from veripo_ray.tinyworld.vocabulary import TASKS, WORDS
 from veripo_ray.tinyworld.scene import Scene
+from veripo_ray.tinyworld.vocabulary import TASKS, WORDS
 from veripo_ray.tinyworld.world import Ask
 
 

@@ -14,8 +14,8 @@ from veripo_ray.config import Video
 from veripo_ray.questions import load_questions
 from veripo_ray.records import Kind
 from veripo_ray.tinyworld import render, world
-from veripo_ray.tinyworld.vocabulary import LETTERS, STEPS, TASKS
 from veripo_ray.tinyworld.scene import Scene
+from veripo_ray.tinyworld.vocabulary import LETTERS, STEPS, TASKS
 from veripo_ray.tinyworld.world import Ask, write_world
 from veripo_ray.video.decode import Decoder
 
