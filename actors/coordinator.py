@@ -345,7 +345,7 @@ class Coordinator:
         """What a pair cost before the learner saw it: its verdicts, building, reference scores."""
         for part, seconds in stream.take_seconds().items():
             self.state.spend("dpo", part, seconds)
-        self.state.spend("dpo", "verification", self.judging.take_seconds())
+        self.state.spend("dpo", "verification", self.judging.busy.take())
 
     def _iteration_after(self) -> int:
         """An iteration is one grpo and the dpo after it."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 
+from actors.busy import Busy
 from veripo_ray.errors import VeripoError
 from veripo_ray.journal import Journal
 from veripo_ray.records import Group, JudgedGroup, Verdict
@@ -24,7 +24,7 @@ class Judging:
         self._client, self._journal = client, journal
         self._queue: asyncio.Queue[asyncio.Task[list[JudgedGroup]]] = asyncio.Queue(in_flight)
         self._writer = asyncio.create_task(self._write_in_order())
-        self.seconds = 0.0
+        self.busy = Busy()
         self.submitted = self.judged = self.errors = 0
         self._progress = asyncio.Event()
 
@@ -57,11 +57,6 @@ class Judging:
             task.cancel()
         await asyncio.gather(self._writer, *left, return_exceptions=True)
 
-    def take_seconds(self) -> float:
-        """Seconds of judging since the last call."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
-
     async def _write_in_order(self) -> None:
         while True:
             task = await self._queue.get()
@@ -73,13 +68,11 @@ class Judging:
             self._progress.set()
 
     async def _judge(self, groups: Sequence[Group]) -> list[JudgedGroup]:
-        started = time.monotonic()
-        try:
-            return await judge_groups(self._client, groups)
-        except VeripoError as error:
-            return [JudgedGroup(group_id=group.id, error=str(error)) for group in groups]
-        finally:
-            self.seconds += time.monotonic() - started
+        with self.busy.work():
+            try:
+                return await judge_groups(self._client, groups)
+            except VeripoError as error:
+                return [JudgedGroup(group_id=group.id, error=str(error)) for group in groups]
 
 
 async def judge_groups(client: VerifierClient, groups: Sequence[Group]) -> list[JudgedGroup]:

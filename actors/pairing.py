@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from actors.busy import Busy
 from actors.judging import Judging
 from veripo_ray import codec, config
 from veripo_ray.errors import DataError
@@ -45,7 +45,7 @@ class PairStream:
         self._phase, self._pairs, self._checks = phase, pairs, checks
         self._encode, self._seed = encode, seed
         self._known = {pair.id: pair for pair in read(journal.path, Pair, start.get("pairs", 0))}
-        self._seconds = {"pair building": 0.0, "reference": 0.0}
+        self._building, self._scoring = Busy(), Busy()
         self.groups = self.masked = self.pairs = 0
         self.families: Counter[str] = Counter()
 
@@ -81,8 +81,7 @@ class PairStream:
 
     def take_seconds(self) -> dict[str, float]:
         """Seconds of each part of the work since the last call."""
-        taken, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
-        return taken
+        return {"pair building": self._building.take(), "reference": self._scoring.take()}
 
     async def _produce(self, window: asyncio.Queue[asyncio.Task[list[Pair]] | None]) -> None:
         shard: list[Pair] = []
@@ -107,27 +106,24 @@ class PairStream:
             yield group, ready.popleft()
 
     def _build(self, group: Group, judged: JudgedGroup) -> list[Pair]:
-        started = time.monotonic()
         self.groups += 1
         self.masked += judged.error is not None
-        made = build_pairs(
-            group,
-            judged,
-            self._pairs,
-            encode=self._encode,
-            seed=self._seed,
-            family_counts=self.families,
-            checks=self._checks,
-        )
-        self._seconds["pair building"] += time.monotonic() - started
-        return made
+        with self._building.work():
+            return build_pairs(
+                group,
+                judged,
+                self._pairs,
+                encode=self._encode,
+                seed=self._seed,
+                family_counts=self.families,
+                checks=self._checks,
+            )
 
     async def _score(self, shard: list[Pair]) -> list[Pair]:
         """The shard with reference log-probabilities; pairs of the journal have theirs already."""
-        started = time.monotonic()
         new = [pair for pair in shard if pair.id not in self._known]
-        scored = {pair.id: pair for pair in await self._attach(new)} if new else {}
-        self._seconds["reference"] += time.monotonic() - started
+        with self._scoring.work():
+            scored = {pair.id: pair for pair in await self._attach(new)} if new else {}
         return [scored.get(pair.id) or self._known[pair.id] for pair in shard]
 
     def _record(self, shard: list[Pair]) -> None:
