@@ -39,7 +39,12 @@ def test_open_work_counts_up_to_now_and_goes_on(clock: list[float]) -> None:
 
 def test_work_that_fails_counts_too(clock: list[float]) -> None:
     busy = Busy()
-    with pytest.raises(RuntimeError), busy.work():
-        clock[0] += 3
-        raise RuntimeError
+
+    def fail() -> None:
+        with busy.work():
+            clock[0] += 3
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        fail()
     assert busy.take() == 3
