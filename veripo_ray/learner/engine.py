@@ -11,6 +11,8 @@ What DeepSpeed must be told otherwise than by its defaults, and why:
   silence: gloo does the work instead.
 - bfloat16 without ZeRO: DeepSpeed has no unsharded optimiser that accumulates gradients in float32.
   Its stage 1 has, and computes the same, so that is what stage 0 means there.
+- Of several gathers at once DeepSpeed waits for the last alone. A GPU stream keeps their order;
+  gloo finishes them in any, and a weight not there yet would be read: on a CPU they go one by one.
 - ZeRO-3 gathers matrices only (biases and norms stay whole), and never ahead of use. Ranks call
   the output head different numbers of times (a call a chunk of rows), and a collective that one
   rank skips hangs them all: so the head is gathered once a forward and once a backward, and no
@@ -130,6 +132,7 @@ class Engine:
             "allgather_bucket_size": bucket,
             "stage3_prefetch_bucket_size": 0,
             "stage3_param_persistence_threshold": max(vectors, default=0) + 1,
+            "stage3_allgather_sequential": self.device.type == "cpu",
         }
         bfloat16 = cfg.dtype == "bfloat16"
         return {

@@ -134,9 +134,10 @@ def _stage_plot(stages: Sequence[Stage], measure: Measure) -> Plot:
         _label_stages(axes, stages)
         axes.margins(y=0.28)
         if measure.percent:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}%"))
             low, high = axes.get_ylim()
             axes.set_ylim(max(low, -0.02), min(high, 1.08))
+            digits = 0 if high - low > 0.05 else 1  # or neighbouring ticks would read the same
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.{digits}f}%"))
 
     values = ", ".join(f"{s.label} {_short(getattr(s, measure.field), measure)}" for s in stages)
     return Plot(measure.title, _svg(draw, f"stage-{measure.field}", f"{measure.title}: {values}"))
