@@ -32,6 +32,7 @@ POLL_S = 0.5
 # Logical CPUs of a private cluster: actors take turns, so a laptop's two cores carry them all.
 LOCAL_CPUS = 16
 LOCAL_STORE_BYTES = 1 << 30
+SHOWN_BAD = 10
 
 
 def train(run: config.Run, *, resume: bool, overwrite: bool, dry_run: bool) -> int:
@@ -42,9 +43,11 @@ def train(run: config.Run, *, resume: bool, overwrite: bool, dry_run: bool) -> i
     if resume:
         _check_same_run(run)
     prepared = preflight.prepare(run)
+    _print_plan(prepared)
     if dry_run:
-        _print_plan(prepared)
+        Console(highlight=False).print("every check passed; nothing was started")
         return 0
+    Console(highlight=False).print("starting Ray and the verifier: about 20 seconds")
     return _follow_to_the_end(prepared, resume=resume)
 
 
@@ -203,8 +206,9 @@ def _print_plan(prepared: Prepared) -> None:
     run = prepared.run
     console = Console(highlight=False)
     console.print(f"{len(prepared.train)} questions to train on, {len(prepared.heldout)} held out")
-    for item in prepared.bad:
+    for item in prepared.bad[:SHOWN_BAD]:
         console.print(f"left out: {item.name}: {item.reason}", markup=False)
-    console.print(f"model {prepared.checkpoint} on {run.device}; output {run.output}")
-    console.print("schedule: " + ", ".join(phase.phase for phase in run.schedule))
-    console.print("every check passed; nothing was started")
+    if more := prepared.bad[SHOWN_BAD:]:
+        console.print(f"left out: {len(more)} more")
+    phases = ", ".join(phase.phase for phase in run.schedule)
+    console.print(f"model {run.model} on {run.device}: {phases}; output {run.output}")
