@@ -48,7 +48,6 @@ def _status(prepared: Prepared, number: int, folder: Path) -> Status:
     last = _last_line(folder / METRICS)
     phase = run.cold_start[number]
     lesson = f"lesson {phase.lesson.name}" if phase.lesson else "demonstrations"
-    loss = f", loss {last['loss']:.3f}" if last else ""
     return Status(
         run=run.output.name,
         phase="sft",
@@ -57,7 +56,7 @@ def _status(prepared: Prepared, number: int, folder: Path) -> Status:
         phases=len(run.schedule),
         step=int(last.get("step", 0)),
         steps=int(last.get("steps", 0)),
-        message=f"{lesson}{loss}",
+        message=lesson,
     )
 
 
