@@ -95,19 +95,19 @@ def _follow_to_the_end(prepared: Prepared, *, resume: bool) -> int:
         with _verifier(run, checkpoint) as url:
             coordinator = _launch(replace(prepared, checkpoint=checkpoint), url, resume=resume)
             try:
-                return _follow(coordinator, run)
+                return _follow(coordinator, run, checkpoint)
             finally:
                 ray.kill(coordinator)
 
 
-def _follow(coordinator: Any, run: config.Run) -> int:
+def _follow(coordinator: Any, run: config.Run, begun_from: Path) -> int:
     """Show the run's progress until it ends."""
     ending = coordinator.run.remote()
     with Progress() as progress, _Stop(coordinator) as stop:
         while not ray.wait([ending], timeout=POLL_S)[0]:
             progress.update(result_now(coordinator.status.remote()))
         outcome = result_now(ending)
-        _print_ending(progress, run, outcome)
+        _print_ending(progress, run, outcome, begun_from)
     return 0 if outcome == "finished" else 128 + stop.signal
 
 
@@ -189,15 +189,18 @@ class _Stop:
         self._coordinator.stop.remote()
 
 
-def _print_ending(progress: Progress, run: config.Run, outcome: str) -> None:
+def _print_ending(progress: Progress, run: config.Run, outcome: str, begun_from: Path) -> None:
     summary = read_summary(run.output)
     assert summary is not None  # the coordinator writes it before it returns
     report = run.output / "report.html"
+    trained = begun_from if run.cold_start else None
+    if summary.checkpoint:
+        trained = run.output / "checkpoints" / "latest" / "hf"
     note = "" if outcome == "finished" else "stopped; --resume goes on from the checkpoint"
     progress.finish(
         summary.stages,
         report=report if report.exists() else None,
-        checkpoint=run.output / "checkpoints" / "latest" / "hf" if summary.checkpoint else None,
+        checkpoint=trained,
         note=note,
     )
 
