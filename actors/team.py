@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 
+from actors.calls import late, result_of, results_of
 from actors.encoder import Encoder
 from actors.feed import Task
 from actors.learner import LearnerRank
@@ -19,7 +19,7 @@ from actors.pairing import as_shard
 from actors.reference import Reference
 from actors.rollout import RolloutWorker
 from veripo_ray import codec, config
-from veripo_ray.errors import ResourceError, VeripoError
+from veripo_ray.errors import ResourceError
 from veripo_ray.learner import TrainGroup, TrainPair
 from veripo_ray.objectives.advantages import group_advantages
 from veripo_ray.policy.prompting import build_prompt
@@ -98,7 +98,10 @@ class Team:
 
     async def _answer(self, actors: Mapping[str, Any]) -> None:
         pings = {name: actor.ping.remote() for name, actor in actors.items()}
-        waits = {name: asyncio.ensure_future(result_of(ping)) for name, ping in pings.items()}
+        waits = {
+            name: asyncio.ensure_future(result_of(ping, START_TIMEOUT_S, name))
+            for name, ping in pings.items()
+        }
         done, pending = await asyncio.wait(
             waits.values(), timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_EXCEPTION
         )
@@ -113,10 +116,17 @@ class Team:
 
     async def _meet(self, resumed: Path | None) -> None:
         """Learner ranks find each other, load the model, and catch up with a checkpoint."""
-        address = await result_of(self.ranks[0].address.remote())
-        await _all([rank.join.remote(address) for rank in self.ranks])
+        address = await self._one(self.ranks[0].address.remote(), "learner rank 0's address")
+        await self._all([rank.join.remote(address) for rank in self.ranks], "joining the ranks")
         if resumed:
-            await _all([rank.load.remote(str(resumed)) for rank in self.ranks])
+            loads = [rank.load.remote(str(resumed)) for rank in self.ranks]
+            await self._all(loads, "loading the learner's checkpoint")
+
+    async def _one(self, reference: Any, what: str) -> Any:
+        return await result_of(reference, self.run.call_timeout_s, what)
+
+    async def _all(self, references: Sequence[Any], what: str) -> list[Any]:
+        return await results_of(references, self.run.call_timeout_s, what)
 
     # --- questions
 
@@ -125,16 +135,16 @@ class Team:
         if not (question.video or question.images):
             return ray.put(())
         receipt, features = self.encoder.encode.options(num_returns=2).remote(question)
-        await result_of(receipt)
+        await self._one(receipt, f"encoding the media of question {question.id!r}")
         return features
 
     async def film(self, question: Question) -> Clip | None:
         """Some frames of the question's video, if the encoder kept them."""
-        return await result_of(self.encoder.film.remote(question))
+        return await self._one(self.encoder.film.remote(question), "a film")
 
     async def counts(self) -> dict[str, int]:
         """Clips decoded and encoded so far, as the encoder counted them."""
-        return await result_of(self.encoder.counts.remote())
+        return await self._one(self.encoder.counts.remote(), "counting media")
 
     def prompt(self, question: Question) -> np.ndarray:
         return build_prompt(self.tokenizer, question, self.run.prompt.template).ids
@@ -184,13 +194,13 @@ class Team:
         results: asyncio.Queue[Any] = asyncio.Queue()
         shares = [tasks[n :: len(workers)] for n in range(len(workers))]
         readers = [
-            asyncio.create_task(_read(worker, share, sampling, results))
+            asyncio.create_task(self._read(worker, share, sampling, results))
             for worker, share in zip(workers, shares, strict=True)
             if share
         ]
         try:
             for _ in tasks:
-                sampled = await _first(results, readers)
+                sampled = await _first(results, readers, self.run.call_timeout_s)
                 yield Group(
                     id=f"{prefix}.{sampled.id}",
                     question=questions[sampled.id],
@@ -200,6 +210,23 @@ class Team:
         finally:
             for reader in readers:
                 reader.cancel()
+
+    async def _read(
+        self,
+        worker: Any,
+        share: Sequence[Task],
+        sampling: Mapping[str, Any],
+        results: asyncio.Queue[Any],
+    ) -> None:
+        """Bring one worker's groups to the queue as they finish."""
+        stream = worker.sample.options(num_returns="streaming").remote(
+            [task.question.id for task in share],
+            [task.prompt_ids for task in share],
+            [task.features for task in share],
+            **sampling,
+        )
+        async for reference in stream:
+            await results.put(await self._one(reference, "sampling a group"))
 
     # --- learning
 
@@ -214,23 +241,25 @@ class Team:
         wanted = {group.id: features[group.id] for group in groups}
         reference = None
         if phase.kl_coef:
-            reference = await result_of(self.reference.logprobs.remote(groups, wanted))
+            call = self.reference.logprobs.remote(groups, wanted)
+            reference = await self._one(call, "scoring by the reference")
         rows = ray.put([_train_group(group, phase, reference) for group in groups])
         steps = [rank.grpo_step.remote([rows], wanted, phase, max_gap) for rank in self.ranks]
-        return (await _all(steps))[0]
+        return (await self._all(steps, "a grpo step"))[0]
 
     async def dpo_step(
         self, pairs: Sequence[Pair], features: Mapping[str, Any], phase: config.Dpo
     ) -> dict[str, float]:
         rows = ray.put([_train_pair(pair) for pair in pairs])
         steps = [rank.dpo_step.remote([rows], features, phase) for rank in self.ranks]
-        return (await _all(steps))[0]
+        return (await self._all(steps, "a dpo step"))[0]
 
     async def attach_reference(
         self, pairs: Sequence[Pair], features: Mapping[str, Any]
     ) -> list[Pair]:
         """The pairs with reference log-probabilities; shards of msgpack both ways."""
-        shard = await result_of(self.reference.attach.remote(as_shard(pairs), features))
+        call = self.reference.attach.remote(as_shard(pairs), features)
+        shard = await self._one(call, "scoring a shard of pairs by the reference")
         return codec.unpack_many(memoryview(shard), Pair)
 
     # --- weights
@@ -238,17 +267,19 @@ class Team:
     async def publish(self, version: int) -> None:
         """The learner's weights to every rollout worker, through the object store."""
         weights = await self._snapshot(version)
-        await _all([worker.load_weights.remote(version, [weights]) for worker in self.workers])
+        loads = [worker.load_weights.remote(version, [weights]) for worker in self.workers]
+        await self._all(loads, "the weight sync to the rollout workers")
 
     async def refit_reference(self, version: int) -> None:
         weights = await self._snapshot(version)
-        await _all([self.reference.load_weights.remote(version, [weights])])
+        load = self.reference.load_weights.remote(version, [weights])
+        await self._one(load, "the weight sync to the reference")
 
     async def _snapshot(self, version: int) -> Any:
         """A reference to the weights that train, as rank 0 returned them. All ranks take part,
         since a sharded learner gathers."""
         answers = [rank.weights.options(num_returns=2).remote(version) for rank in self.ranks]
-        await _all([receipt for receipt, _ in answers])
+        await self._all([receipt for receipt, _ in answers], "gathering the learner's weights")
         return answers[0][1]
 
     async def measure_gap(self, task: Task, limit: float) -> float:
@@ -263,12 +294,14 @@ class Team:
         sampling = self._exploring("gap")
         (group,) = [group async for group in self._sample([task], "gap", [worker], **sampling)]
         features = {group.id: task.features}
-        scores = await _all([rank.logprobs.remote([group], features) for rank in self.ranks])
+        calls = [rank.logprobs.remote([group], features) for rank in self.ranks]
+        scores = await self._all(calls, "scoring by the learner")
         pairs = zip(scores[0][group.id], group.rollouts, strict=True)
         return max(float(np.abs(ours - rollout.logprobs).max()) for ours, rollout in pairs)
 
     async def save(self, folder: Path) -> None:
-        await _all([rank.save.remote(str(folder)) for rank in self.ranks])
+        saves = [rank.save.remote(str(folder)) for rank in self.ranks]
+        await self._all(saves, "writing the learner's checkpoint")
 
     def close(self) -> None:
         for actor in self._everyone().values():
@@ -280,58 +313,18 @@ def _actor(kind: type, device: str, gpus: int) -> Any:
     return ray.remote(kind).options(num_cpus=1, num_gpus=gpus if device == "cuda" else 0)
 
 
-async def result_of(reference: Any) -> Any:
-    """Wait for an actor's answer; its own error comes out, not Ray's wrapping of it."""
-    try:
-        return await reference
-    except (RayTaskError, RayActorError) as error:
-        raise _unwrapped(error) from None
-
-
-def result_now(reference: Any) -> Any:
-    """The same outside an event loop."""
-    try:
-        return ray.get(reference)
-    except (RayTaskError, RayActorError) as error:
-        raise _unwrapped(error) from None
-
-
-async def _all(references: Sequence[Any]) -> list[Any]:
-    return list(await asyncio.gather(*(result_of(reference) for reference in references)))
-
-
-def _unwrapped(error: Exception) -> Exception:
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, VeripoError):
-        return cause
-    if isinstance(error, RayActorError):
-        return ResourceError(
-            f"an actor of the run died: {error}",
-            fix="its log tells why (often too little memory); then go on with --resume",
-        )
-    return error
-
-
-async def _read(
-    worker: Any, share: Sequence[Task], sampling: Mapping[str, Any], results: asyncio.Queue[Any]
-) -> None:
-    """Bring one worker's groups to the queue as they finish."""
-    stream = worker.sample.options(num_returns="streaming").remote(
-        [task.question.id for task in share],
-        [task.prompt_ids for task in share],
-        [task.features for task in share],
-        **sampling,
-    )
-    async for reference in stream:
-        await results.put(await result_of(reference))
-
-
-async def _first(results: asyncio.Queue[Any], readers: Sequence[asyncio.Task[None]]) -> Any:
+async def _first(
+    results: asyncio.Queue[Any], readers: Sequence[asyncio.Task[None]], limit_s: float
+) -> Any:
     """The next finished group; a worker that failed raises here instead of leaving us waiting."""
     getting = asyncio.create_task(results.get())
     working: set[asyncio.Task[Any]] = {getting, *readers}
     while not getting.done():
-        done, working = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+        done, working = await asyncio.wait(
+            working, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not done:
+            raise late("sampling a group", limit_s)
         for task in done:
             task.result()
     return getting.result()

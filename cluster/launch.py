@@ -16,8 +16,8 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from actors.calls import result_now
 from actors.coordinator import Coordinator
-from actors.team import result_now
 from cluster import preflight
 from cluster.cold_start import cold_start
 from cluster.preflight import Prepared

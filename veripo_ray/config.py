@@ -257,6 +257,7 @@ class Run(Settings):
     evaluation: Evaluation = Evaluation()
     checkpoint_every: Count = Field(10, description="optimiser steps between checkpoints")
     keep_checkpoints: Count = 2
+    call_timeout_s: Positive = Field(3600.0, description="longest call of an actor: a hang ends")
     max_logprob_gap: Positive = Field(
         1e-3, description="stop when rollout worker and learner differ by more [ours]"
     )
