@@ -19,6 +19,7 @@ from veripo_ray import journal
 from veripo_ray.records import Family
 from veripo_ray.tinyworld.world import write_world
 
+pytestmark = pytest.mark.timeout(900)  # whole runs, some of them several
 Result = tuple[int, str]
 Train = Callable[..., Result]
 
