@@ -14,17 +14,22 @@ Modality = Literal["video", "image"]
 class Features:
     """Vision features of one clip or image; numpy, so that Ray shares them without a copy.
 
-    values: [N, hidden] float32, N = t * h * w / merge**2, in the order of the placeholders.
+    values: [N, feature_size] float32, N = t * h * w / merge**2, in the order of the placeholders:
+        what takes the embedding's place and, side by side with it, each deepstack level.
     grid_thw: grid in patches (after the temporal patch, before the spatial merge).
     seconds_per_grid: seconds between temporal grid steps, rounded to float32, because that is how
         it travels to the rollout engine and a temporal position is a truncated product of it;
         0.0 for an image.
+    timestamps: of a video, seconds since its first frame, one a temporal grid step: the mean of
+        the first and the last frame that it is made of. A family that tells the time in words
+        (see `Spec.tells_time`) needs them; () for an image.
     """
 
     modality: Modality
     values: np.ndarray
     grid_thw: tuple[int, int, int]
     seconds_per_grid: float
+    timestamps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seconds_per_grid", float(np.float32(self.seconds_per_grid)))
@@ -32,6 +37,10 @@ class Features:
             raise ValueError(f"features must be [N, hidden], got shape {self.values.shape}")
         if self.modality == "video" and not self.seconds_per_grid > 0:
             raise ValueError(f"a video's seconds_per_grid must be > 0, got {self.seconds_per_grid}")
+        if self.timestamps and len(self.timestamps) != self.grid_thw[0]:
+            raise ValueError(
+                f"{len(self.timestamps)} timestamps for a grid of {self.grid_thw[0]} steps"
+            )
 
     @property
     def rows(self) -> int:
@@ -44,7 +53,10 @@ class Spec:
     """The numbers of a checkpoint that prompts, positions and the sampler need.
 
     patch: pixels; merge: patches a side of one feature; temporal_patch: frames a grid step;
-    tokens_per_second: temporal positions a second of video; hidden_size: width of a feature.
+    tokens_per_second: temporal positions a second of video; None in a family that tells the time
+        in words instead, before each temporal grid step (Qwen3-VL).
+    hidden_size: width of an embedding; deepstack_levels: how many more vectors of that width the
+        tower makes of each feature, for the first layers' hidden states.
     stop_ids end a response; banned_ids (every other special token) are never sampled.
     """
 
@@ -52,7 +64,7 @@ class Spec:
     patch: int
     merge: int
     temporal_patch: int
-    tokens_per_second: float
+    tokens_per_second: float | None
     hidden_size: int
     vocab_size: int
     image_pad: int
@@ -61,6 +73,17 @@ class Spec:
     vision_end: int
     stop_ids: tuple[int, ...]
     banned_ids: tuple[int, ...]
+    deepstack_levels: int = 0
+
+    @property
+    def feature_size(self) -> int:
+        """Width of a feature: an embedding and every deepstack level."""
+        return self.hidden_size * (1 + self.deepstack_levels)
+
+    @property
+    def tells_time(self) -> bool:
+        """Whether the prompt tells each temporal grid step's time in words."""
+        return self.tokens_per_second is None
 
     @property
     def placeholders(self) -> dict[int, Modality]:

@@ -42,10 +42,16 @@ def build_prompt(tokenizer: Any, question: Question, template: str) -> Prompt:
     return Prompt(text, np.asarray(ids, dtype=np.int32))
 
 
-def expand(ids: np.ndarray, features: Sequence[Features], spec: Spec) -> np.ndarray:
+def expand(ids: np.ndarray, features: Sequence[Features], spec: Spec, tokenizer: Any) -> np.ndarray:
     """Repeat each media placeholder once a feature row: [p] ids -> [P] int32.
 
-    Raises DataError when the number or the modality of the placeholders differs from `features`.
+    In a family that tells the time, the placeholder of a video becomes, for every temporal grid
+    step, its time in words and a block of placeholders between vision tokens. (The vision tokens
+    that the chat template puts around a video stay where they are, as transformers from 5.10 on and
+    vLLM with it leave them.)
+
+    tokenizer: the checkpoint's. Raises DataError when the number or the modality of the
+    placeholders differs from `features`, or a video lacks the timestamps that the family tells.
     """
     ids = np.asarray(ids, dtype=np.int32)
     places = np.flatnonzero(np.isin(ids, list(spec.placeholders)))
@@ -56,6 +62,28 @@ def expand(ids: np.ndarray, features: Sequence[Features], spec: Spec) -> np.ndar
             f"the prompt has placeholders for {wanted}, the features given are for {given}",
             fix="the question's text must not contain media tokens, and every item needs features",
         )
-    counts = np.ones(len(ids), dtype=np.int64)
-    counts[places] = [item.rows for item in features]
-    return np.repeat(ids, counts)
+    parts, cursor = [], 0
+    for place, item in zip(places, features, strict=True):
+        parts += [ids[cursor:place], _expanded(ids[place], item, spec, tokenizer)]
+        cursor = place + 1
+    return np.concatenate([*parts, ids[cursor:]])
+
+
+def _expanded(pad: np.int32, item: Features, spec: Spec, tokenizer: Any) -> np.ndarray:
+    """What one placeholder becomes."""
+    if item.modality == "image" or not spec.tells_time:
+        return np.full(item.rows, pad, dtype=np.int32)
+    if not item.timestamps:
+        raise DataError(
+            f"a video of grid {item.grid_thw} has no timestamps, which {spec.family} prompts tell",
+            fix="encode it with the checkpoint's own tower",
+        )
+    pads = [int(pad)] * (item.rows // len(item.timestamps))
+    step = [spec.vision_start, *pads, spec.vision_end]
+    times = [_told(seconds, tokenizer) for seconds in item.timestamps]
+    return np.array([token for time in times for token in (*time, *step)], dtype=np.int32)
+
+
+def _told(seconds: float, tokenizer: Any) -> list[int]:
+    """Token ids of a time as Qwen3-VL's prompts tell it, such as `<0.5 seconds>`."""
+    return tokenizer.encode(f"<{seconds:.1f} seconds>", add_special_tokens=False)

@@ -38,8 +38,11 @@ class Tower:
 
     def encode_clips(self, clips: Sequence[Clip]) -> list[Features]:
         """Features of several clips from one pass of the tower."""
-        seconds = [self.policy.spec.temporal_patch / clip.fps for clip in clips]
-        return self._encode(*self.pixels(clips), "video", seconds)
+        patch = self.policy.spec.temporal_patch
+        pixels, grids = self.pixels(clips)
+        seconds = [patch / clip.fps for clip in clips]
+        times = [step_times(clip.seconds, patch) for clip in clips]
+        return self._encode(pixels, grids, "video", seconds, times)
 
     def pixels(self, clips: Sequence[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
         """What the tower takes in: patches [N, channels * frames * patch**2], normalised, and each
@@ -57,7 +60,7 @@ class Tower:
         """Features of one image, [H, W, 3] uint8, H and W whole merged patches."""
         frame = self._channels_first(image[None])[0]
         batch = self._image_processor(images=[frame], do_resize=False, return_tensors="pt")
-        return self._encode(batch["pixel_values"], batch["image_grid_thw"], "image", [0.0])[0]
+        return self._encode(batch["pixel_values"], batch["image_grid_thw"], "image", [0.0], [()])[0]
 
     def _channels_first(self, frames: np.ndarray) -> torch.Tensor:
         """[T, H, W, 3] uint8 -> [T, 3, H, W], after checking that the patches come out even."""
@@ -74,12 +77,24 @@ class Tower:
 
     @torch.inference_mode()
     def _encode(
-        self, pixels: torch.Tensor, grids: torch.Tensor, modality: Modality, seconds: list[float]
+        self,
+        pixels: torch.Tensor,
+        grids: torch.Tensor,
+        modality: Modality,
+        seconds: list[float],
+        times: list[tuple[float, ...]],
     ) -> list[Features]:
         device = self.policy.device
         values = self.policy.encode(pixels.to(device), grids.to(device), modality)
-        shapes = [tuple(grid) for grid in grids.tolist()]
+        shapes = [(t, h, w) for t, h, w in grids.tolist()]
         return [
-            Features(modality, item.float().cpu().numpy(), shape, step)
-            for item, shape, step in zip(values, shapes, seconds, strict=True)
+            Features(modality, item.float().cpu().numpy(), shape, step, told)
+            for item, shape, step, told in zip(values, shapes, seconds, times, strict=True)
         ]
+
+
+def step_times(seconds_T: np.ndarray, temporal_patch: int) -> tuple[float, ...]:
+    """When each temporal grid step is: the mean time of the first and the last frame that it is
+    made of, in seconds since the clip's first frame (Qwen3-VL's processor)."""
+    steps_GP = (seconds_T - seconds_T[0]).reshape(-1, temporal_patch)
+    return tuple(((steps_GP[:, 0] + steps_GP[:, -1]) / 2).tolist())

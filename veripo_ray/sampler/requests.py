@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class Sampled:
 
 
 def checked_prompt(
-    request: SampleRequest, spec: Spec, *, max_tokens: int, max_model_len: int
+    request: SampleRequest, spec: Spec, tokenizer: Any, *, max_tokens: int, max_model_len: int
 ) -> np.ndarray:
     """The request's expanded prompt ids [P] int32.
 
@@ -43,7 +44,7 @@ def checked_prompt(
     for item in request.features:
         _check_shape(name, item, spec)
     try:
-        prompt_ids = expand(request.prompt_ids, request.features, spec)
+        prompt_ids = expand(request.prompt_ids, request.features, spec, tokenizer)
     except DataError as error:
         raise DataError(f"{name}: {error.problem}", fix=error.fix) from None
     if not len(prompt_ids) or prompt_ids.min() < 0 or prompt_ids.max() >= spec.vocab_size:
@@ -62,7 +63,7 @@ def checked_prompt(
 
 
 def _check_shape(name: str, item: Features, spec: Spec) -> None:
-    wanted = (spec.rows(item.grid_thw), spec.hidden_size)
+    wanted = (spec.rows(item.grid_thw), spec.feature_size)
     if item.values.shape != wanted:
         raise DataError(
             f"{name}: {item.modality} features of shape {item.values.shape}, but a grid of "

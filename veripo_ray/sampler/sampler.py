@@ -159,8 +159,13 @@ class Sampler:
 
     def check(self, request: SampleRequest, max_tokens: int) -> np.ndarray:
         """The request's expanded prompt ids [P]; DataError when it could not be answered."""
-        limit = self.cfg.max_model_len
-        return checked_prompt(request, self.spec, max_tokens=max_tokens, max_model_len=limit)
+        return checked_prompt(
+            request,
+            self.spec,
+            self.tokenizer,
+            max_tokens=max_tokens,
+            max_model_len=self.cfg.max_model_len,
+        )
 
     def _step(self) -> list[Answer]:
         try:

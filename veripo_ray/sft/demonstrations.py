@@ -45,7 +45,8 @@ def demonstration(
 ) -> Demonstration:
     """Token ids and weights of one question's prompt and demonstrated response."""
     features = cast("tuple[Features, ...]", media)  # of either kind, only the rows are counted
-    prompt = expand(build_prompt(policy.tokenizer, question, template).ids, features, policy.spec)
+    unexpanded = build_prompt(policy.tokenizer, question, template).ids
+    prompt = expand(unexpanded, features, policy.spec, policy.tokenizer)
     text = question.demonstration or ""
     encoded = policy.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     conclusion = text.rfind(phase.conclusion)

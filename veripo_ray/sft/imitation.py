@@ -45,6 +45,7 @@ class Pixels:
     grid_thw: tuple[int, int, int]
     seconds_per_grid: float
     rows: int
+    timestamps: tuple[float, ...] = ()
 
 
 class Imitator(Learner):
@@ -88,8 +89,8 @@ class Imitator(Learner):
             grids = torch.tensor([item.grid_thw for item in chosen], device=device)
             values = self.policy.encode(patches.to(device, dtype), grids, modality)
             for item, rows in zip(chosen, values, strict=True):
-                made = Features(modality, rows, item.grid_thw, item.seconds_per_grid)
-                pairs.append((item, made))
+                rest = (item.grid_thw, item.seconds_per_grid, item.timestamps)
+                pairs.append((item, Features(modality, rows, *rest)))
         return pairs
 
 

@@ -10,7 +10,7 @@ import torch
 
 from veripo_ray import config
 from veripo_ray.policy.media import Features
-from veripo_ray.policy.tower import Tower
+from veripo_ray.policy.tower import Tower, step_times
 from veripo_ray.records import Question
 from veripo_ray.sft.imitation import Pixels
 from veripo_ray.video.decode import Clip, Decoder
@@ -66,7 +66,8 @@ class MediaSource:
         patches, grids = self.tower.pixels([clip])
         grid, spec = tuple(grids[0].tolist()), self.tower.policy.spec
         seconds = spec.temporal_patch / clip.fps
-        return Pixels("video", patches.numpy(), grid, seconds, spec.rows(grid))
+        times = step_times(clip.seconds, spec.temporal_patch)
+        return Pixels("video", patches.numpy(), grid, seconds, spec.rows(grid), times)
 
     def _keep(self, key: tuple[str, ...], media: Media) -> None:
         self._kept[key] = media

@@ -12,7 +12,7 @@ import torch
 from veripo_ray.policy.grouped import Packed
 from veripo_ray.policy.media import Features, Spec
 from veripo_ray.policy.prompting import expand
-from veripo_ray.policy.qwen_vl import QwenVL, read_spec
+from veripo_ray.policy.qwen_vl import QwenVL, load_tokenizer, read_spec
 from veripo_ray.policy.tower import Tower
 from veripo_ray.video.decode import Clip
 
@@ -20,6 +20,11 @@ from veripo_ray.video.decode import Clip
 @pytest.fixture(scope="session")
 def spec(tiny_checkpoint: Path) -> Spec:
     return read_spec(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_checkpoint: Path):
+    return load_tokenizer(tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +76,7 @@ def words_of(spec: Spec) -> Callable[[int, int], np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def group_of(spec: Spec, words_of) -> Callable[..., Packed]:
+def group_of(spec: Spec, tokenizer, words_of) -> Callable[..., Packed]:
     """group_of(media, response lengths, seed): a prompt with these media and random responses."""
 
     def group(media: Sequence[Features], lengths: Sequence[int], seed: int = 0) -> Packed:
@@ -81,6 +86,8 @@ def group_of(spec: Spec, words_of) -> Callable[..., Packed]:
             item_ids = [spec.vision_start, pads[item.modality], spec.vision_end]
             parts += [np.array(item_ids, np.int32), words_of(i + 1, seed + i)]
         responses = tuple(words_of(n, 100 + seed + i) for i, n in enumerate(lengths))
-        return Packed(expand(np.concatenate(parts), media, spec), tuple(media), responses)
+        return Packed(
+            expand(np.concatenate(parts), media, spec, tokenizer), tuple(media), responses
+        )
 
     return group

@@ -18,3 +18,10 @@ def test_features_of_a_wrong_shape_or_rate_are_refused():
         Features("image", np.zeros(4, np.float32), (1, 2, 2), 0.0)
     with pytest.raises(ValueError, match="seconds_per_grid"):
         Features("video", np.zeros((1, 4), np.float32), (1, 2, 2), 0.0)
+
+
+def test_a_video_has_a_timestamp_for_each_step_or_none_at_all():
+    values = np.zeros((2, 4), np.float32)
+    assert Features("video", values, (2, 2, 2), 1.0).timestamps == ()
+    with pytest.raises(ValueError, match="1 timestamps for a grid of 2"):
+        Features("video", values, (2, 2, 2), 1.0, (0.5,))

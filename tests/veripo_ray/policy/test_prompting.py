@@ -11,11 +11,6 @@ from veripo_ray.policy.qwen_vl import load_tokenizer
 from veripo_ray.records import Kind, Question
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_checkpoint):
-    return load_tokenizer(tiny_checkpoint)
-
-
 def question(**media) -> Question:
     return Question(id="q", text="how many red", kind=Kind.NUMERIC, gold="3", **media)
 
@@ -43,7 +38,7 @@ def test_a_prompt_has_one_placeholder_an_item_and_ends_at_the_assistant_s_turn(
 def test_expansion_gives_each_item_one_placeholder_a_feature_row(tokenizer, spec, video, image):
     asked = question(video="clip.mp4", images=("a.png",))
     prompt = build_prompt(tokenizer, asked, "plain")
-    expanded = expand(prompt.ids, [video, image], spec)
+    expanded = expand(prompt.ids, [video, image], spec, tokenizer)
     assert expanded.dtype == np.int32
     assert (expanded == spec.video_pad).sum() == video.rows
     assert (expanded == spec.image_pad).sum() == image.rows
@@ -54,14 +49,14 @@ def test_expansion_gives_each_item_one_placeholder_a_feature_row(tokenizer, spec
 
 def test_a_text_prompt_expands_to_itself(tokenizer, spec):
     prompt = build_prompt(tokenizer, question(), "plain")
-    assert np.array_equal(expand(prompt.ids, [], spec), prompt.ids)
+    assert np.array_equal(expand(prompt.ids, [], spec, tokenizer), prompt.ids)
 
 
 def test_features_that_differ_from_the_placeholders_are_refused(tokenizer, spec, video, image):
     ids = build_prompt(tokenizer, question(video="clip.mp4"), "plain").ids
     for wrong in ([], [image], [video, video]):
         with pytest.raises(DataError, match="placeholders"):
-            expand(ids, wrong, spec)
+            expand(ids, wrong, spec, tokenizer)
 
 
 def test_a_media_token_in_the_question_s_text_is_refused(tokenizer, spec, video):
@@ -69,7 +64,7 @@ def test_a_media_token_in_the_question_s_text_is_refused(tokenizer, spec, video)
         id="q", text="what is <|video_pad|> here", kind=Kind.NUMERIC, gold="3", video="clip.mp4"
     )
     with pytest.raises(DataError, match="media tokens"):
-        expand(build_prompt(tokenizer, asked, "plain").ids, [video], spec)
+        expand(build_prompt(tokenizer, asked, "plain").ids, [video], spec, tokenizer)
 
 
 def test_a_checkpoint_without_chat_template_is_reported(tiny_checkpoint):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,12 @@ def test_clips_of_different_sizes_encode_together_as_they_do_alone(tower, clip_o
         assert features.grid_thw == alone.grid_thw
         assert features.seconds_per_grid == alone.seconds_per_grid
         assert np.abs(features.values - alone.values).max() < 2e-6
+
+
+def test_a_step_s_time_is_the_mean_of_its_frames_since_the_first_frame_of_the_clip(tower, clip_of):
+    clip = replace(clip_of(6, 28, 28), seconds=np.array([3.0, 3.5, 4.25, 5.25, 6.0, 8.0]))
+    assert tower.encode_clip(clip).timestamps == (0.25, 1.75, 4.0)
+    assert tower.encode_image(clip.frames[0]).timestamps == ()
 
 
 @pytest.mark.parametrize("shape", [(3, 28, 28), (4, 30, 28), (4, 28, 14)])

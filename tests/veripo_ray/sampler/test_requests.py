@@ -9,7 +9,7 @@ import pytest
 
 from veripo_ray.errors import DataError
 from veripo_ray.policy.media import Features
-from veripo_ray.policy.qwen_vl import read_spec
+from veripo_ray.policy.qwen_vl import load_tokenizer, read_spec
 from veripo_ray.sampler.requests import SampleRequest, checked_prompt
 
 LIMITS = {"max_tokens": 8, "max_model_len": 64}
@@ -20,6 +20,11 @@ def spec(tiny_checkpoint):
     return read_spec(tiny_checkpoint)
 
 
+@pytest.fixture(scope="module")
+def tokenizer(tiny_checkpoint):
+    return load_tokenizer(tiny_checkpoint)
+
+
 @pytest.fixture
 def request_(spec):
     ids = np.array([20, spec.vision_start, spec.video_pad, spec.vision_end, 21], dtype=np.int32)
@@ -27,32 +32,34 @@ def request_(spec):
     return SampleRequest("q7", ids, (Features("video", values, (2, 2, 4), 1.0),))
 
 
-def test_a_prompt_comes_back_with_one_token_a_feature_row(spec, request_):
-    prompt = checked_prompt(request_, spec, **LIMITS)
+def test_a_prompt_comes_back_with_one_token_a_feature_row(spec, tokenizer, request_):
+    prompt = checked_prompt(request_, spec, tokenizer, **LIMITS)
     pad, start, end = spec.video_pad, spec.vision_start, spec.vision_end
     assert prompt.tolist() == [20, start, pad, pad, pad, pad, end, 21]
 
 
 @pytest.mark.parametrize(("rows", "extra"), [(3, 0), (5, 0), (4, -1), (4, 1)])
-def test_features_of_a_wrong_shape_are_named(spec, request_, rows, extra):
+def test_features_of_a_wrong_shape_are_named(spec, tokenizer, request_, rows, extra):
     values = np.zeros((rows, spec.hidden_size + extra), dtype=np.float32)
     wrong = replace(request_, features=(replace(request_.features[0], values=values),))
     with pytest.raises(DataError, match=r"'q7': video features of shape \(\d+, \d+\), but a grid"):
-        checked_prompt(wrong, spec, **LIMITS)
+        checked_prompt(wrong, spec, tokenizer, **LIMITS)
 
 
-def test_placeholders_without_features_are_named(spec, request_):
+def test_placeholders_without_features_are_named(spec, tokenizer, request_):
     with pytest.raises(DataError, match="'q7': the prompt has placeholders"):
-        checked_prompt(replace(request_, features=()), spec, **LIMITS)
+        checked_prompt(replace(request_, features=()), spec, tokenizer, **LIMITS)
 
 
 @pytest.mark.parametrize("ids", [[], [-1, 5], [5, 10_000]])
-def test_prompts_that_are_not_of_the_vocabulary_are_named(spec, ids):
+def test_prompts_that_are_not_of_the_vocabulary_are_named(spec, tokenizer, ids):
     with pytest.raises(DataError, match="'q8': the prompt is empty or has ids outside"):
-        checked_prompt(SampleRequest("q8", np.array(ids, dtype=np.int32)), spec, **LIMITS)
+        checked_prompt(
+            SampleRequest("q8", np.array(ids, dtype=np.int32)), spec, tokenizer, **LIMITS
+        )
 
 
-def test_a_prompt_too_long_for_the_engine_is_named(spec, request_):
+def test_a_prompt_too_long_for_the_engine_is_named(spec, tokenizer, request_):
     with pytest.raises(DataError, match="'q7': 8 prompt tokens and max_tokens = 57 exceed"):
-        checked_prompt(request_, spec, max_tokens=57, max_model_len=64)
-    assert len(checked_prompt(request_, spec, max_tokens=56, max_model_len=64)) == 8
+        checked_prompt(request_, spec, tokenizer, max_tokens=57, max_model_len=64)
+    assert len(checked_prompt(request_, spec, tokenizer, max_tokens=56, max_model_len=64)) == 8
