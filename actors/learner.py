@@ -10,9 +10,10 @@ import ray
 
 from veripo_ray import config
 from veripo_ray.learner import Learner, rendezvous
-from veripo_ray.learner.examples import Example, Media, share
+from veripo_ray.learner.examples import Example, share
 from veripo_ray.learner.rendezvous import Address
 from veripo_ray.policy.grouped import Packed
+from veripo_ray.policy.media import Media
 from veripo_ray.records import Group
 from veripo_ray.weights import Snapshot
 
@@ -125,12 +126,12 @@ class LearnerRank:
 
     def _own(
         self, examples: Sequence[Example], features: Mapping[str, ray.ObjectRef]
-    ) -> dict[str, Media]:
+    ) -> dict[str, tuple[Media, ...]]:
         ids = [examples[i].id for i in share(len(examples), self.rank, self.world_size)]
         return dict(zip(ids, ray.get([features[name] for name in ids]), strict=True))
 
 
-def pack(group: Group, features: Media) -> Packed:
+def pack(group: Group, features: tuple[Media, ...]) -> Packed:
     """A group's prompt, features and rollouts as the policy scores them."""
     rollouts = tuple(rollout.token_ids for rollout in group.rollouts)
     return Packed(group.prompt_ids, features, rollouts)

@@ -86,6 +86,10 @@ class Learner(Settings):
     grad_clip: Positive = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     gradient_checkpointing: bool = False
+    train_vision: bool = Field(
+        False,
+        description="train the vision tower too, in every phase: frames flow instead of features",
+    )
 
 
 class Grpo(Settings):
@@ -227,7 +231,6 @@ class Sft(Settings):
     answer_weight: Positive = Field(
         1.0, description="what a token from the last `conclusion` on counts; others count 1"
     )
-    train_vision: bool = Field(False, description="train the tower as well (videos only)")
     checkpoint_every: Count = 100
 
 

@@ -11,14 +11,15 @@ import torch
 from veripo_ray import config
 from veripo_ray.learner.learner import DTYPES
 from veripo_ray.policy.grouped import Packed, micro_batches, response_logprobs
-from veripo_ray.policy.media import Features
+from veripo_ray.policy.media import Media
 from veripo_ray.policy.qwen_vl import QwenVL
 from veripo_ray.records import Pair
 from veripo_ray.weights import load_into
 
 
 class ReferencePolicy:
-    """The language model of `checkpoint`, without an optimiser; cfg gives dtype and token budget.
+    """What `checkpoint` holds of the parts that learn, without an optimiser; cfg says which they
+    are (`train_vision`), and gives dtype and token budget.
 
     version: that of the weights it holds, 0 for the checkpoint's own.
     """
@@ -34,7 +35,9 @@ class ReferencePolicy:
         self.cfg = cfg
         self.temperature = temperature
         self.version = 0
-        self.policy = QwenVL.load(checkpoint, dtype=DTYPES[cfg.dtype], device=device, tower=False)
+        self.policy = QwenVL.load(
+            checkpoint, dtype=DTYPES[cfg.dtype], device=device, tower=cfg.train_vision
+        )
 
     def load_weights(self, version: int, weights: Mapping[str, np.ndarray]) -> None:
         """Become a copy of the learner. Raises CheckpointError when the weights do not fit."""
@@ -52,7 +55,7 @@ class ReferencePolicy:
         return scores
 
     def attach(
-        self, pairs: Sequence[Pair], features: Mapping[str, tuple[Features, ...]]
+        self, pairs: Sequence[Pair], features: Mapping[str, tuple[Media, ...]]
     ) -> list[Pair]:
         """The same pairs with `reference_logprob` filled in on both sides; features by pair id.
 

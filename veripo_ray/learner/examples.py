@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from veripo_ray.policy.grouped import Packed, micro_batches
-from veripo_ray.policy.media import Features
-
-Media = tuple[Features, ...]
+from veripo_ray.policy.media import Media
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +27,7 @@ class TrainGroup:
     advantages: np.ndarray
     ref_logprobs: Sequence[np.ndarray] | None = None
 
-    def packed(self, features: Media = ()) -> Packed:
+    def packed(self, features: tuple[Media, ...] = ()) -> Packed:
         return Packed(self.prompt_ids, features, tuple(self.responses))
 
 
@@ -44,7 +42,7 @@ class TrainPair:
     reference_chosen: float
     reference_rejected: float
 
-    def packed(self, features: Media = ()) -> Packed:
+    def packed(self, features: tuple[Media, ...] = ()) -> Packed:
         return Packed(self.prompt_ids, features, (self.chosen, self.rejected))
 
 

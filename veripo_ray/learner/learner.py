@@ -17,13 +17,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from veripo_ray import config
-from veripo_ray.errors import ConfigError, PrecisionError
+from veripo_ray.errors import PrecisionError
 from veripo_ray.learner import checkpoint as files
 from veripo_ray.learner import rendezvous
 from veripo_ray.learner.engine import Engine
-from veripo_ray.learner.examples import Example, Media, TrainGroup, TrainPair, rounds
+from veripo_ray.learner.examples import Example, TrainGroup, TrainPair, rounds
 from veripo_ray.learner.objectives import DpoObjective, GrpoObjective, Stats
 from veripo_ray.policy.grouped import Packed, micro_batches, response_logprobs
+from veripo_ray.policy.media import Media
 from veripo_ray.policy.qwen_vl import QwenVL
 from veripo_ray.precision import gap_error
 from veripo_ray.weights import Snapshot, to_array
@@ -33,8 +34,8 @@ Objective = Callable[[Sequence[int], list[list[Tensor]]], tuple[Tensor, Stats]]
 
 
 class Learner:
-    """Trains the language model of `checkpoint`; the vision tower stays frozen and is not loaded,
-    unless `tower` says that it learns as well.
+    """Trains the language model of `checkpoint`, and its vision tower where cfg.train_vision says
+    so: examples then come with frames, where a frozen tower, which is not loaded, has sent features.
 
     temperature: of sampling, so that log-probabilities are those of the same distribution.
     max_tokens: of sampling, wanted only by Dr.GRPO's constant. store: where the ranks meet, see
@@ -54,7 +55,6 @@ class Learner:
         temperature: float = 1.0,
         max_tokens: int | None = None,
         join_timeout_s: float = 120.0,
-        tower: bool = False,
     ) -> None:
         self.cfg = cfg
         self.rank = rank
@@ -63,17 +63,13 @@ class Learner:
         self.max_tokens = max_tokens
         self.version = 0
         self._stopped: PrecisionError | None = None
-        if tower and world_size > 1 and cfg.zero_stage > 0:
-            raise ConfigError(
-                f"a vision tower that learns cannot be sharded over {world_size} ranks: those with "
-                "text questions would skip its collectives",
-                fix="set learner.zero_stage=0 or learner.ranks=1",
-            )
         device = torch.device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
         rendezvous.join(store or rendezvous.alone(), rank, world_size, backend, join_timeout_s)
         torch.manual_seed(seed)
-        self.policy = QwenVL.load(checkpoint, dtype=DTYPES[cfg.dtype], device=device, tower=tower)
+        self.policy = QwenVL.load(
+            checkpoint, dtype=DTYPES[cfg.dtype], device=device, tower=cfg.train_vision
+        )
         if cfg.gradient_checkpointing:
             self.policy.enable_gradient_checkpointing()
         head = self.policy.model.get_output_embeddings()
@@ -88,7 +84,7 @@ class Learner:
     def grpo_step(
         self,
         groups: Sequence[TrainGroup],
-        features: Mapping[str, Media],
+        features: Mapping[str, tuple[Media, ...]],
         cfg: config.Grpo,
         *,
         max_gap: float | None = None,
@@ -112,7 +108,7 @@ class Learner:
         }
 
     def dpo_step(
-        self, pairs: Sequence[TrainPair], features: Mapping[str, Media], cfg: config.Dpo
+        self, pairs: Sequence[TrainPair], features: Mapping[str, tuple[Media, ...]], cfg: config.Dpo
     ) -> Stats:
         """One optimiser step on `pairs`; `features`, by pair id, need hold only this rank's.
 
@@ -123,7 +119,7 @@ class Learner:
         return self._update(stats, cfg.lr) | {"tokens": tokens}
 
     def _accumulate(
-        self, examples: Sequence[Example], features: Mapping[str, Media], objective: Objective
+        self, examples: Sequence[Example], features: Mapping[str, tuple[Media, ...]], objective: Objective
     ) -> Stats:
         """Gradients of the whole step. Returns the statistics, summed over all ranks."""
         if self._stopped:

@@ -18,18 +18,19 @@ from torch.utils.checkpoint import checkpoint
 
 from veripo_ray.errors import DataError
 from veripo_ray.policy.attention import Layout
-from veripo_ray.policy.media import Features
+from veripo_ray.policy.media import Media
 from veripo_ray.policy.positions import mrope_positions
 from veripo_ray.policy.qwen_vl import QwenVL
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A group or a pair. prompt_ids: [P] int32, not empty, placeholders expanded; responses: [R_i]
-    int32, each possibly empty, none containing a banned token."""
+    """A group or a pair. prompt_ids: [P] int32, not empty, placeholders expanded; features: of its
+    media, or frames for the policy's own tower; responses: [R_i] int32, each possibly empty, none
+    containing a banned token."""
 
     prompt_ids: np.ndarray
-    features: tuple[Features, ...]
+    features: tuple[Media, ...]
     responses: tuple[np.ndarray, ...]
 
     def __post_init__(self) -> None:

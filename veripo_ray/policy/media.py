@@ -1,11 +1,17 @@
-"""What the frozen tower makes of a clip or image, and what a model family must tell to place it."""
+"""A clip or image on its way to the policy, and what a model family must tell to place it.
+
+Where the tower is frozen its `Features` travel, made once in a run; where it learns, `Frames`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from veripo_ray.video.decode import Clip
 
 Modality = Literal["video", "image"]
 
@@ -32,20 +38,74 @@ class Features:
     timestamps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seconds_per_grid", float(np.float32(self.seconds_per_grid)))
+        _check_times(self)
         if self.values.ndim != 2:
             raise ValueError(f"features must be [N, hidden], got shape {self.values.shape}")
-        if self.modality == "video" and not self.seconds_per_grid > 0:
-            raise ValueError(f"a video's seconds_per_grid must be > 0, got {self.seconds_per_grid}")
-        if self.timestamps and len(self.timestamps) != self.grid_thw[0]:
-            raise ValueError(
-                f"{len(self.timestamps)} timestamps for a grid of {self.grid_thw[0]} steps"
-            )
 
     @property
     def rows(self) -> int:
         """Feature rows, which is the number of placeholder tokens in an expanded prompt."""
         return self.values.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """A clip or image before the tower, for one that learns; numpy, as features are.
+
+    pixels: [T, H, W, 3] uint8, sampled and resized: T whole temporal patches, or 1 for an image, H
+        and W whole merged patches.
+    rows: how many feature rows the tower makes of it. The rest is as in `Features`.
+    """
+
+    modality: Modality
+    pixels: np.ndarray
+    grid_thw: tuple[int, int, int]
+    seconds_per_grid: float
+    rows: int
+    timestamps: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_times(self)
+
+    @classmethod
+    def of_clip(cls, clip: Clip, spec: Spec) -> Frames:
+        """Raises ValueError for frames that do not divide into patches."""
+        grid, patch = spec.grid(clip.frames), spec.temporal_patch
+        times = _step_times(clip.seconds, patch)
+        return cls("video", clip.frames, grid, patch / clip.fps, spec.rows(grid), times)
+
+    @classmethod
+    def of_image(cls, image: np.ndarray, spec: Spec) -> Frames:
+        """image: [H, W, 3] uint8. Raises ValueError when it does not divide into patches."""
+        grid = spec.grid(image[None])
+        return cls("image", image[None], grid, 0.0, spec.rows(grid))
+
+    def seen_as(self, values: np.ndarray) -> Features:
+        """The features that a tower made of it; values: [rows, feature_size] float32."""
+        return Features(
+            self.modality, values, self.grid_thw, self.seconds_per_grid, self.timestamps
+        )
+
+
+Media = Features | Frames
+
+
+def _check_times(item: Media) -> None:
+    """Round what travels as float32; refuse times that a grid cannot have."""
+    object.__setattr__(item, "seconds_per_grid", float(np.float32(item.seconds_per_grid)))
+    if item.modality == "video" and not item.seconds_per_grid > 0:
+        raise ValueError(f"a video's seconds_per_grid must be > 0, got {item.seconds_per_grid}")
+    if item.timestamps and len(item.timestamps) != item.grid_thw[0]:
+        raise ValueError(
+            f"{len(item.timestamps)} timestamps for a grid of {item.grid_thw[0]} steps"
+        )
+
+
+def _step_times(seconds_T: np.ndarray, temporal_patch: int) -> tuple[float, ...]:
+    """When each temporal grid step is: the mean time of the first and the last frame that it is
+    made of, in seconds since the clip's first frame (Qwen3-VL's processor)."""
+    steps_GP = (seconds_T - seconds_T[0]).reshape(-1, temporal_patch)
+    return tuple(((steps_GP[:, 0] + steps_GP[:, -1]) / 2).tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +154,18 @@ class Spec:
         """Feature rows (= placeholder tokens) of a grid."""
         t, h, w = grid_thw
         return t * (h // self.merge) * (w // self.merge)
+
+    def grid(self, pixels: np.ndarray) -> tuple[int, int, int]:
+        """Grid in patches of uint8 frames [T, H, W, 3]; an image is a single frame.
+
+        Raises ValueError when the patches do not come out even.
+        """
+        count, height, width, channels = pixels.shape
+        side = self.patch * self.merge
+        even = count == 1 or count % self.temporal_patch == 0
+        if height % side or width % side or channels != 3 or not even or pixels.dtype != np.uint8:
+            raise ValueError(
+                f"frames must be uint8 [T, H, W, 3] with T a multiple of {self.temporal_patch} "
+                f"and H, W multiples of {side}, got {pixels.dtype} {pixels.shape}"
+            )
+        return -(-count // self.temporal_patch), height // self.patch, width // self.patch

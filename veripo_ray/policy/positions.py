@@ -17,11 +17,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from veripo_ray.errors import DataError
-from veripo_ray.policy.media import Features, Spec
+from veripo_ray.policy.media import Media, Spec
 
 
 def mrope_positions(
-    ids_P: np.ndarray, features: Sequence[Features], spec: Spec
+    ids_P: np.ndarray, features: Sequence[Media], spec: Spec
 ) -> tuple[np.ndarray, int]:
     """Positions of an expanded prompt.
 
@@ -42,7 +42,7 @@ def mrope_positions(
 
 
 def _blocks(
-    ids_P: np.ndarray, features: Sequence[Features], spec: Spec
+    ids_P: np.ndarray, features: Sequence[Media], spec: Spec
 ) -> list[tuple[int, np.ndarray]]:
     """Where each block starts in the prompt, and its own positions [3, N] from 0."""
     pads = np.flatnonzero(np.isin(ids_P, list(spec.placeholders)))
@@ -68,7 +68,7 @@ def _blocks(
     return blocks
 
 
-def _fits(ids_P: np.ndarray, run: np.ndarray, item: Features, spec: Spec) -> bool:
+def _fits(ids_P: np.ndarray, run: np.ndarray, item: Media, spec: Spec) -> bool:
     """Whether these placeholders are all of the item's kind and form a block."""
     contiguous = run[-1] - run[0] + 1 == len(run)
     apart = not spec.tells_time or run[0] == 0 or int(ids_P[run[0] - 1]) not in spec.placeholders
@@ -81,7 +81,7 @@ def _text(length: int, start: int) -> np.ndarray:
     return np.broadcast_to(np.arange(length, dtype=np.int64) + start, (3, length))
 
 
-def _grids(item: Features, spec: Spec) -> list[np.ndarray]:
+def _grids(item: Media, spec: Spec) -> list[np.ndarray]:
     """Positions [3, N] from 0 of every block of an item."""
     t, h, w = item.grid_thw
     h, w = h // spec.merge, w // spec.merge

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from veripo_ray.errors import CheckpointError, DataError
-from veripo_ray.policy.media import Features, Spec
+from veripo_ray.policy.media import Media, Spec
 from veripo_ray.prompts import render
 from veripo_ray.records import Question
 
@@ -42,7 +42,7 @@ def build_prompt(tokenizer: Any, question: Question, template: str) -> Prompt:
     return Prompt(text, np.asarray(ids, dtype=np.int32))
 
 
-def expand(ids: np.ndarray, features: Sequence[Features], spec: Spec, tokenizer: Any) -> np.ndarray:
+def expand(ids: np.ndarray, features: Sequence[Media], spec: Spec, tokenizer: Any) -> np.ndarray:
     """Repeat each media placeholder once a feature row: [p] ids -> [P] int32.
 
     In a family that tells the time, the placeholder of a video becomes, for every temporal grid
@@ -69,7 +69,7 @@ def expand(ids: np.ndarray, features: Sequence[Features], spec: Spec, tokenizer:
     return np.concatenate([*parts, ids[cursor:]])
 
 
-def _expanded(pad: np.int32, item: Features, spec: Spec, tokenizer: Any) -> np.ndarray:
+def _expanded(pad: np.int32, item: Media, spec: Spec, tokenizer: Any) -> np.ndarray:
     """What one placeholder becomes."""
     if item.modality == "image" or not spec.tells_time:
         return np.full(item.rows, pad, dtype=np.int32)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from veripo_ray.errors import CheckpointError, DataError
 from veripo_ray.policy import folder as files
 from veripo_ray.policy.attention import Layout, grouped_attention
 from veripo_ray.policy.folder import load_tokenizer
-from veripo_ray.policy.media import Features, Modality, Spec
+from veripo_ray.policy.media import Frames, Media, Spec
+from veripo_ray.policy.pixels import Pixels
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLConfig
@@ -42,13 +44,19 @@ class QwenVL:
     """A Qwen2.5-VL checkpoint: tower, language model or both, with tokenizer and numbers.
 
     model: the transformers model (for an optimiser or DeepSpeed); parts left out are None in it.
+    pixels: what makes frames fit for the tower; None without one. seen: how many clips and images
+    have gone through the tower.
     """
 
-    def __init__(self, checkpoint: Path, model: nn.Module, tokenizer: Any, spec: Spec) -> None:
+    def __init__(
+        self, checkpoint: Path, model: nn.Module, tokenizer: Any, spec: Spec, pixels: Pixels | None
+    ) -> None:
         self.checkpoint = checkpoint
         self.model = model
         self.tokenizer = tokenizer
         self.spec = spec
+        self.pixels = pixels
+        self.seen = 0
 
     @classmethod
     def load(
@@ -68,8 +76,9 @@ class QwenVL:
         config = _config(folder)
         tokenizer = load_tokenizer(folder)
         spec = _spec(config, tokenizer, files.stop_ids(folder))
+        pixels = Pixels.load(folder) if tower else None
         model = _load_model(folder, config, dtype, tower=tower, language=language)
-        return cls(folder, model.to(device).eval(), tokenizer, spec)
+        return cls(folder, model.to(device).eval(), tokenizer, spec, pixels)
 
     @property
     def banned_token_ids(self) -> tuple[int, ...]:
@@ -84,34 +93,72 @@ class QwenVL:
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
-    def encode(self, pixels: Tensor, grids: Tensor, modality: Modality) -> tuple[Tensor, ...]:
-        """Features of several clips or images in one pass of the tower.
+    def encode(self, patches: Tensor, grids: Tensor) -> tuple[Tensor, ...]:
+        """Features of several clips and images in one pass of the tower.
 
-        pixels: [patches, channels * temporal_patch * patch**2] as the checkpoint's processor makes
+        patches: [N, channels * temporal_patch * patch**2] as the checkpoint's processors make
         them; grids: int64 [items, 3]. Returns one [N_i, hidden] tensor an item.
         """
-        inner = self.model.model
-        encode = inner.get_video_features if modality == "video" else inner.get_image_features
-        return encode(pixels, grids, return_dict=True).pooler_output
+        # of a video it computes the same as of images: a clip's grid says that it has more steps
+        return self.model.model.get_image_features(patches, grids, return_dict=True).pooler_output
 
-    def embed(self, ids_T: Tensor, features: Sequence[Features]) -> Tensor:
+    def see(self, items: Sequence[Frames]) -> tuple[Tensor, ...]:
+        """Features [N_i, hidden] of clips and images in one pass of the tower, differentiable."""
+        if self.pixels is None:
+            raise DataError(
+                "frames came to a policy without a tower", fix="load it with tower=True"
+            )
+        self.seen += len(items)
+        return self.encode(*self.pixels.patches(items, self.device))
+
+    def embed(self, ids_T: Tensor, media: Sequence[Media]) -> Tensor:
         """Token embeddings [T, hidden] with feature rows in place of the media placeholders.
 
-        features: in the order of their placeholders. Raises DataError on a mismatch.
+        media: in the order of their placeholders; all frames go through the tower at once. Raises
+        DataError on a mismatch.
         """
         embeds_TH = self.model.model.language_model.embed_tokens(ids_T)
         pads = torch.tensor(list(self.spec.placeholders), device=ids_T.device)
         places_T = torch.isin(ids_T, pads)
-        rows = sum(item.rows for item in features)
+        rows = sum(item.rows for item in media)
         if (count := int(places_T.sum())) != rows:
             raise DataError(
                 f"{count} media placeholders in a batch whose features have {rows} rows",
                 fix="expand each prompt with its own features; responses hold no media tokens",
             )
-        if not features:
+        values = self._values(media)
+        if not values:
             return embeds_TH
-        values_NH = torch.cat([torch.as_tensor(item.values) for item in features])
-        return embeds_TH.masked_scatter(places_T[:, None], values_NH.to(embeds_TH))
+        return embeds_TH.masked_scatter(places_T[:, None], torch.cat([v.to(embeds_TH) for v in values]))
+
+    def _values(self, media: Sequence[Media]) -> list[Tensor]:
+        """Feature rows of all media, [N_i, hidden] each, and perhaps some more that nobody uses.
+
+        A tower that learns takes part in every pass, if only by a blank image: ranks that share its
+        weights or gradients must all come to its collectives, and a step must not depend on how
+        media were dealt out to them.
+        """
+        frames = [item for item in media if isinstance(item, Frames)]
+        if not frames and self._tower_learns and torch.is_grad_enabled():
+            frames = [self._blank]
+        seen = list(self.see(frames)) if frames else []
+        ours = iter(seen)
+        values = [
+            next(ours) if isinstance(item, Frames) else torch.as_tensor(item.values)
+            for item in media
+        ]
+        return [*values, *ours]
+
+    @property
+    def _tower_learns(self) -> bool:
+        tower = self.model.model.visual
+        return tower is not None and any(weight.requires_grad for weight in tower.parameters())
+
+    @property
+    def _blank(self) -> Frames:
+        """The smallest image that there is."""
+        side = self.spec.patch * self.spec.merge
+        return Frames.of_image(np.zeros((side, side, 3), np.uint8), self.spec)
 
     def hidden(self, embeds_TH: Tensor, positions_3T: Tensor, layout: Layout) -> Tensor:
         """Final hidden states [T, hidden] of packed groups that lie in a flat row as `layout` says.
@@ -131,9 +178,10 @@ class QwenVL:
         return self.model.lm_head(hidden_NH)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute each decoder layer in the backward pass instead of keeping its activations."""
+        """Recompute each layer, of the tower too, in the backward pass instead of keeping its
+        activations."""
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.model.model.language_model.train()  # transformers checkpoints only while training
+        self.model.train()  # transformers checkpoints only while training; there is no dropout
 
     def freeze_tower(self) -> None:
         """Exclude the vision tower from training (the default of every phase)."""

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from random import Random
-from typing import cast
 
 import numpy as np
 
 from veripo_ray import config
 from veripo_ray.errors import ConfigError, DataError
-from veripo_ray.policy.media import Features
+from veripo_ray.policy.media import Media
 from veripo_ray.policy.prompting import build_prompt, expand
 from veripo_ray.policy.qwen_vl import QwenVL
 from veripo_ray.questions import load_questions
 from veripo_ray.records import Question
 from veripo_ray.sft.imitation import Demonstration
-from veripo_ray.sft.media import Media
 
 
 def load_demonstrations(data: config.Data, phase: config.SftPhase) -> list[Question]:
@@ -41,12 +39,15 @@ def load_demonstrations(data: config.Data, phase: config.SftPhase) -> list[Quest
 
 
 def demonstration(
-    policy: QwenVL, question: Question, media: Media, template: str, phase: config.SftPhase
+    policy: QwenVL,
+    question: Question,
+    media: Sequence[Media],
+    template: str,
+    phase: config.SftPhase,
 ) -> Demonstration:
     """Token ids and weights of one question's prompt and demonstrated response."""
-    features = cast("tuple[Features, ...]", media)  # of either kind, only the rows are counted
     unexpanded = build_prompt(policy.tokenizer, question, template).ids
-    prompt = expand(unexpanded, features, policy.spec, policy.tokenizer)
+    prompt = expand(unexpanded, media, policy.spec, policy.tokenizer)
     text = question.demonstration or ""
     encoded = policy.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     conclusion = text.rfind(phase.conclusion)

@@ -9,19 +9,18 @@ from pathlib import Path
 import torch
 
 from veripo_ray import config
-from veripo_ray.policy.media import Features
-from veripo_ray.policy.tower import Tower, step_times
+from veripo_ray.policy.media import Features, Frames, Media
+from veripo_ray.policy.qwen_vl import read_spec
+from veripo_ray.policy.tower import Tower
 from veripo_ray.records import Question
-from veripo_ray.sft.imitation import Pixels
-from veripo_ray.video.decode import Clip, Decoder
+from veripo_ray.video.decode import Decoder
 
 BUDGET_BYTES = 4 << 30
-Media = tuple[Features | Pixels, ...]
 
 
 class MediaSource:
-    """Features of a question's media by the checkpoint's frozen tower, or, with `pixels`, what a
-    tower that learns takes in (videos only)."""
+    """Features of a question's media by the checkpoint's frozen tower, or, with `frames`, what one
+    that learns takes in."""
 
     def __init__(
         self,
@@ -30,19 +29,18 @@ class MediaSource:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        pixels: bool = False,
+        frames: bool = False,
         budget_bytes: int = BUDGET_BYTES,
     ) -> None:
-        self.tower = Tower.load(checkpoint, device=device, dtype=dtype)
-        spec = self.tower.policy.spec
-        self.decoder = Decoder(video, factor=spec.patch * spec.merge)
-        self.pixels = pixels
+        self.spec = read_spec(checkpoint)
+        self.tower = None if frames else Tower.load(checkpoint, device=device, dtype=dtype)
+        self.decoder = Decoder(video, factor=self.spec.patch * self.spec.merge)
         self.budget_bytes = budget_bytes
-        self._kept: OrderedDict[tuple[str, ...], Media] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, ...], tuple[Media, ...]] = OrderedDict()
         self._bytes = 0
 
-    def of(self, question: Question) -> Media:
-        """Features (or Pixels) of the question's video or images; () for text alone.
+    def of(self, question: Question) -> tuple[Media, ...]:
+        """Features (or Frames) of the question's video or images; () for text alone.
 
         Raises DataError naming a file that cannot be used.
         """
@@ -55,26 +53,22 @@ class MediaSource:
     def close(self) -> None:
         self.decoder.close()
 
-    def _make(self, question: Question) -> Media:
+    def _make(self, question: Question) -> tuple[Media, ...]:
+        frames = self._frames(question)
+        return tuple(self.tower.encode(frames)) if self.tower and frames else frames
+
+    def _frames(self, question: Question) -> tuple[Frames, ...]:
         if question.video:
-            clip = self.decoder.clip(question.video)
-            return (self._see(clip) if self.pixels else self.tower.encode_clip(clip),)
+            return (Frames.of_clip(self.decoder.clip(question.video), self.spec),)
         images = self.decoder.images(question.images)
-        return tuple(self.tower.encode_image(image) for image in images)
+        return tuple(Frames.of_image(image, self.spec) for image in images)
 
-    def _see(self, clip: Clip) -> Pixels:
-        patches, grids = self.tower.pixels([clip])
-        grid, spec = tuple(grids[0].tolist()), self.tower.policy.spec
-        seconds = spec.temporal_patch / clip.fps
-        times = step_times(clip.seconds, spec.temporal_patch)
-        return Pixels("video", patches.numpy(), grid, seconds, spec.rows(grid), times)
-
-    def _keep(self, key: tuple[str, ...], media: Media) -> None:
+    def _keep(self, key: tuple[str, ...], media: tuple[Media, ...]) -> None:
         self._kept[key] = media
         self._bytes += _size(media)
         while self._bytes > self.budget_bytes and len(self._kept) > 1:
             self._bytes -= _size(self._kept.popitem(last=False)[1])
 
 
-def _size(media: Media) -> int:
-    return sum((m.patches if isinstance(m, Pixels) else m.values).nbytes for m in media)
+def _size(media: tuple[Media, ...]) -> int:
+    return sum((m.pixels if isinstance(m, Frames) else m.values).nbytes for m in media)

@@ -44,14 +44,13 @@ class Student:
             seed=run.seed,
             rank=rank,
             world_size=world_size,
-            tower=phase.train_vision,
         )
         self.media = MediaSource(
             checkpoint,
             run.video,
             device=device,
             dtype=self.learner.policy.dtype,
-            pixels=phase.train_vision,
+            frames=run.learner.train_vision,
         )
 
     def __enter__(self) -> Self:

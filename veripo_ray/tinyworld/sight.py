@@ -75,14 +75,11 @@ def labels(scenes: Sequence[Scene]) -> torch.Tensor:
 
 def _pixels(policy: QwenVL, clips: Sequence[Clip]) -> torch.Tensor:
     """[clips, patches, values] float32."""
-    from transformers import AutoImageProcessor, AutoVideoProcessor
+    from veripo_ray.policy.media import Frames
 
-    from veripo_ray.policy.tower import Tower
-
-    kinds = (AutoVideoProcessor, AutoImageProcessor)
-    tower = Tower(policy, *(kind.from_pretrained(policy.checkpoint) for kind in kinds))
-    pixels, _ = tower.pixels(clips)
-    return pixels.unflatten(0, (len(clips), -1))
+    assert policy.pixels is not None
+    patches, _ = policy.pixels.patches([Frames.of_clip(clip, policy.spec) for clip in clips])
+    return patches.unflatten(0, (len(clips), -1))
 
 
 def _teach(
@@ -113,7 +110,7 @@ def _features(policy: QwenVL, pixels_BNP: torch.Tensor) -> torch.Tensor:
 
     grid = (STEPS, render.HEIGHT // 14, render.WIDTH // 14)
     grids = torch.tensor([grid] * len(pixels_BNP))
-    rows = policy.encode(pixels_BNP.flatten(0, 1), grids, "video")
+    rows = policy.encode(pixels_BNP.flatten(0, 1), grids)
     return torch.stack(list(rows)).unflatten(1, (STEPS, len(SIDES)))
 
 
