@@ -11,27 +11,28 @@ import pytest
 
 from veripo_ray import config
 from veripo_ray.learner import Learner, TrainGroup, TrainPair
-from veripo_ray.learner.examples import Media
-from veripo_ray.policy.media import Features, Spec
+from veripo_ray.policy.media import Features, Frames, Media, Spec
 from veripo_ray.policy.qwen_vl import read_spec
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of both kinds, and the features of each under its id."""
+    """Examples of both kinds, and the media of each under its id."""
 
     groups: list[TrainGroup]
     pairs: list[TrainPair]
-    features: dict[str, Media]
+    features: dict[str, tuple[Media, ...]]
 
 
-def make_batch(spec: Spec, *, count: int = 5, seed: int = 0) -> Batch:
-    """`count` groups of three uneven responses (every fourth without media) and as many pairs."""
+def make_batch(spec: Spec, *, count: int = 5, seed: int = 0, frames: bool = False) -> Batch:
+    """`count` groups of three uneven responses (every fourth without media) and as many pairs.
+
+    frames: random frames instead of random features."""
     rng = np.random.default_rng(seed)
     usable = sorted(set(range(spec.vocab_size)) - set(spec.banned_ids))
     groups, pairs, features = [], [], {}
     for number in range(count):
-        media, prompt = _media(spec, number, rng), rng.choice(usable, 4).astype(np.int32)
+        media, prompt = _media(spec, number, rng, frames), rng.choice(usable, 4).astype(np.int32)
         for item in media:
             pad = spec.video_pad if item.modality == "video" else spec.image_pad
             around = [spec.vision_start, *[pad] * item.rows, spec.vision_end]
@@ -45,10 +46,16 @@ def make_batch(spec: Spec, *, count: int = 5, seed: int = 0) -> Batch:
     return Batch(groups, pairs, features)
 
 
-def _media(spec: Spec, number: int, rng: np.random.Generator) -> Media:
+def _media(
+    spec: Spec, number: int, rng: np.random.Generator, frames: bool
+) -> tuple[Media, ...]:
     if number % 4 == 3:
         return ()
     kind, grid = ("image", (1, 4, 4)) if number % 4 == 2 else ("video", (2, 4, 2))
+    if frames:
+        t, h, w = 1 if kind == "image" else 2 * grid[0], *(spec.patch * side for side in grid[1:])
+        pixels = rng.integers(0, 256, (t, h, w, 3), np.uint8)
+        return (Frames(kind, pixels, grid, 1.0 if kind == "video" else 0.0, spec.rows(grid)),)
     values = rng.standard_normal((spec.rows(grid), spec.hidden_size)).astype(np.float32)
     return (Features(kind, values, grid, 1.0 if kind == "video" else 0.0),)
 
@@ -61,6 +68,11 @@ def spec(tiny_checkpoint: Path) -> Spec:
 @pytest.fixture(scope="session")
 def batch(spec: Spec) -> Batch:
     return make_batch(spec)
+
+
+@pytest.fixture(scope="session")
+def batch_of_frames(spec: Spec) -> Batch:
+    return make_batch(spec, frames=True)
 
 
 @pytest.fixture(scope="session")
