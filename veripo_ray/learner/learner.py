@@ -35,7 +35,7 @@ Objective = Callable[[Sequence[int], list[list[Tensor]]], tuple[Tensor, Stats]]
 
 class Learner:
     """Trains the language model of `checkpoint`, and its vision tower where cfg.train_vision says
-    so: examples then come with frames, where a frozen tower, which is not loaded, has sent features.
+    so: examples come with frames then. A frozen tower has sent features, and is not loaded.
 
     temperature: of sampling, so that log-probabilities are those of the same distribution.
     max_tokens: of sampling, wanted only by Dr.GRPO's constant. store: where the ranks meet, see
@@ -119,7 +119,10 @@ class Learner:
         return self._update(stats, cfg.lr) | {"tokens": tokens}
 
     def _accumulate(
-        self, examples: Sequence[Example], features: Mapping[str, tuple[Media, ...]], objective: Objective
+        self,
+        examples: Sequence[Example],
+        features: Mapping[str, tuple[Media, ...]],
+        objective: Objective,
     ) -> Stats:
         """Gradients of the whole step. Returns the statistics, summed over all ranks."""
         if self._stopped:

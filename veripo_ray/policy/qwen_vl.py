@@ -45,7 +45,7 @@ class QwenVL:
 
     model: the transformers model (for an optimiser or DeepSpeed); parts left out are None in it.
     pixels: what makes frames fit for the tower; None without one. seen: how many clips and images
-    have gone through the tower.
+    came as frames and went through the tower.
     """
 
     def __init__(
@@ -108,7 +108,6 @@ class QwenVL:
             raise DataError(
                 "frames came to a policy without a tower", fix="load it with tower=True"
             )
-        self.seen += len(items)
         return self.encode(*self.pixels.patches(items, self.device))
 
     def embed(self, ids_T: Tensor, media: Sequence[Media]) -> Tensor:
@@ -129,7 +128,9 @@ class QwenVL:
         values = self._values(media)
         if not values:
             return embeds_TH
-        return embeds_TH.masked_scatter(places_T[:, None], torch.cat([v.to(embeds_TH) for v in values]))
+        return embeds_TH.masked_scatter(
+            places_T[:, None], torch.cat([v.to(embeds_TH) for v in values])
+        )
 
     def _values(self, media: Sequence[Media]) -> list[Tensor]:
         """Feature rows of all media, [N_i, hidden] each, and perhaps some more that nobody uses.
@@ -139,6 +140,7 @@ class QwenVL:
         media were dealt out to them.
         """
         frames = [item for item in media if isinstance(item, Frames)]
+        self.seen += len(frames)
         if not frames and self._tower_learns and torch.is_grad_enabled():
             frames = [self._blank]
         seen = list(self.see(frames)) if frames else []

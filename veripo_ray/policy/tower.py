@@ -38,7 +38,8 @@ class Tower:
     @torch.inference_mode()
     def encode(self, items: Sequence[Frames]) -> list[Features]:
         """Features of several clips and images from one pass of the tower."""
+        values = self.policy.see(items) if items else ()
         return [
             item.seen_as(rows.float().cpu().numpy())
-            for item, rows in zip(items, self.policy.see(items), strict=True)
+            for item, rows in zip(items, values, strict=True)
         ]

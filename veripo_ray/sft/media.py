@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from veripo_ray import config
-from veripo_ray.policy.media import Features, Frames, Media
+from veripo_ray.policy.media import Frames, Media
 from veripo_ray.policy.qwen_vl import read_spec
 from veripo_ray.policy.tower import Tower
 from veripo_ray.records import Question
@@ -55,7 +55,7 @@ class MediaSource:
 
     def _make(self, question: Question) -> tuple[Media, ...]:
         frames = self._frames(question)
-        return tuple(self.tower.encode(frames)) if self.tower and frames else frames
+        return tuple(self.tower.encode(frames)) if self.tower else frames
 
     def _frames(self, question: Question) -> tuple[Frames, ...]:
         if question.video:

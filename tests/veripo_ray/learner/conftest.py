@@ -46,9 +46,7 @@ def make_batch(spec: Spec, *, count: int = 5, seed: int = 0, frames: bool = Fals
     return Batch(groups, pairs, features)
 
 
-def _media(
-    spec: Spec, number: int, rng: np.random.Generator, frames: bool
-) -> tuple[Media, ...]:
+def _media(spec: Spec, number: int, rng: np.random.Generator, frames: bool) -> tuple[Media, ...]:
     if number % 4 == 3:
         return ()
     kind, grid = ("image", (1, 4, 4)) if number % 4 == 2 else ("video", (2, 4, 2))

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from veripo_ray.policy.media import Frames
+
 
 @pytest.fixture(scope="module")
 def transformers_model(tiny_checkpoint):
@@ -50,7 +52,7 @@ def test_features_of_an_image_equal_transformers(tower, clip_of, transformers_mo
 
 def test_clips_of_different_sizes_encode_together_as_they_do_alone(tower, clip_of):
     clips = [clip_of(8, 28, 56), clip_of(4, 140, 252, fps=1.0, seed=1), clip_of(8, 28, 56, seed=2)]
-    together = tower.encode_clips(clips)
+    together = tower.encode([Frames.of_clip(clip, tower.policy.spec) for clip in clips])
     for clip, features in zip(clips, together, strict=True):
         alone = tower.encode_clip(clip)
         assert features.grid_thw == alone.grid_thw

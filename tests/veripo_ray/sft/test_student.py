@@ -15,12 +15,12 @@ from veripo_ray import config
 from veripo_ray.config import Lesson, Run, SftPhase
 from veripo_ray.errors import ConfigError, DataError
 from veripo_ray.policy.grouped import Packed, response_logprobs
+from veripo_ray.policy.media import Frames
 from veripo_ray.policy.qwen_vl import QwenVL
 from veripo_ray.questions import write_questions
 from veripo_ray.records import Kind, Question
 from veripo_ray.sft import Demonstration, Imitator, Student, load_demonstrations
 from veripo_ray.sft.demonstrations import batches, demonstration, learning_rate, steps_of
-from veripo_ray.sft.imitation import Pixels
 from veripo_ray.sft.media import MediaSource
 from veripo_ray.tinyworld.lessons import write_lesson
 
@@ -99,10 +99,11 @@ def test_it_learns_and_leaves_the_tower_alone(
     assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("visual."))
 
 
-def test_the_tower_learns_where_the_phase_says_so(
+def test_the_tower_learns_where_the_recipe_says_so(
     run: Run, phase: SftPhase, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    phase = phase.model_copy(update={"train_vision": True, "steps": 1})
+    phase = phase.model_copy(update={"steps": 1})
+    run = run.model_copy(update={"learner": config.Learner(dtype="float32", train_vision=True)})
     with Student(run, phase, tiny_checkpoint) as student:
         losses_of(student, tmp_path)
     before = load_file(tiny_checkpoint / "model.safetensors")
@@ -116,18 +117,17 @@ def test_a_learning_tower_sees_what_the_frozen_one_sees(
     run: Run, phase: SftPhase, tiny_checkpoint: Path, lesson: Path
 ) -> None:
     question = load_demonstrations(run.data, phase)[0]
-    learner = Imitator(tiny_checkpoint, LEARNER, tower=True)
-    sources = [MediaSource(tiny_checkpoint, run.video, pixels=pixels) for pixels in (False, True)]
-    [frozen], [pixels] = (source.of(question) for source in sources)
-    assert isinstance(pixels, Pixels)
-    example = demonstration(learner.policy, question, (pixels,), "tinyworld", phase)
-    [seen] = learner._seen([example.packed((pixels,))])
-    values = torch.as_tensor(seen.features[0].values)
-    assert values.requires_grad
-    np.testing.assert_allclose(values.detach().numpy(), frozen.values, atol=1e-5)
-    assert seen.features[0].seconds_per_grid == frozen.seconds_per_grid
-    for source in sources:
+    policy = QwenVL.load(tiny_checkpoint, dtype=torch.float32)
+    logprobs = []
+    for frames in (False, True):
+        source = MediaSource(tiny_checkpoint, run.video, frames=frames)
+        media = source.of(question)
+        assert isinstance(media[0], Frames) == frames
+        example = demonstration(policy, question, media, "tinyworld", phase)
+        logprobs.append(response_logprobs(policy, [example.packed(media)])[0][0])
         source.close()
+    torch.testing.assert_close(*logprobs, rtol=0, atol=1e-5)
+    assert policy.seen == 1
 
 
 def test_the_loss_is_the_weighted_mean_of_token_losses(tiny_checkpoint: Path) -> None:
