@@ -14,6 +14,7 @@ from torch import Tensor
 
 from veripo_ray.errors import CheckpointError
 
+TOWER = ("visual.", "model.visual.")  # how stored names of the vision tower's weights begin
 _SIDECARS = ("*.json", "*.jinja", "*.txt", "*.model")  # config, tokenizer, processor, template
 
 

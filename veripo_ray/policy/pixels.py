@@ -27,6 +27,16 @@ class Pixels:
         """Raises CheckpointError when the folder does not say how its tower wants pixels."""
         return cls(*load_processors(checkpoint))
 
+    @property
+    def video_normalisation(self) -> tuple[list[float], list[float]]:
+        """Mean and deviation of the channels of a video's frames."""
+        return list(self._video.image_mean), list(self._video.image_std)
+
+    @property
+    def image_normalisation(self) -> tuple[list[float], list[float]]:
+        """Mean and deviation of the channels of an image."""
+        return list(self._image.image_mean), list(self._image.image_std)
+
     def patches(
         self, items: Sequence[Frames], device: torch.device | str = "cpu"
     ) -> tuple[Tensor, Tensor]:

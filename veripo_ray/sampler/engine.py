@@ -21,7 +21,6 @@ from veripo_ray.policy.media import Features, Modality, Spec
 from veripo_ray.weights import to_tensor
 
 if TYPE_CHECKING:
-    import torch
     from vllm import CompletionOutput, RequestOutput, SamplingParams
 
 GREEDY_BELOW = 0.01  # a temperature between 0 and this vLLM would raise to this, without an error
@@ -74,6 +73,7 @@ class Engine:
                 enable_prefix_caching=True,  # the rollouts of a group share their prompt
                 enable_mm_embeds=True,
                 limit_mm_per_prompt={"image": 0, "video": 0},  # beyond features: no tower loaded
+                worker_extension_cls=_extension(spec),
                 mm_processor_cache_gb=0,  # the object store has the features; keep no copies
                 logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
                 generation_config="vllm",
@@ -133,7 +133,7 @@ class Engine:
 
         prompt: dict[str, Any] = {"prompt_token_ids": prompt_ids.tolist()}
         if features:
-            prompt["multi_modal_data"] = _media(features)
+            prompt["multi_modal_data"] = _media(features, self._spec)
         try:
             self._vllm.add_request(id_, prompt, settings)
         except (VLLMError, ValueError) as error:
@@ -202,6 +202,16 @@ def set_environment(cfg: config.Rollout, device: str) -> None:
         os.environ.setdefault(name, value)
 
 
+def _extension(spec: Spec) -> str:
+    """What vLLM imports in every worker. It is imported here as well, because this process looks
+    up the model's class before there are workers."""
+    if not spec.deepstack_levels:
+        return ""
+    from veripo_ray.sampler.deepstack import Worker
+
+    return f"{Worker.__module__}.{Worker.__name__}"
+
+
 def _seed(_worker: Any, seed: int) -> None:
     """Seed the generators that tokens are drawn from, in a worker of the engine's.
 
@@ -239,23 +249,25 @@ def _repack_head(model: Any) -> None:
     head.quant_method.process_weights_after_loading(head)
 
 
-def _media(features: Sequence[Features]) -> dict[str, dict[str, torch.Tensor]]:
+def _media(features: Sequence[Features], spec: Spec) -> dict[str, dict[str, Any]]:
     modalities = dict.fromkeys(item.modality for item in features)
     return {
-        modality: _items(modality, [item for item in features if item.modality == modality])
+        modality: _items(modality, [item for item in features if item.modality == modality], spec)
         for modality in modalities
     }
 
 
-def _items(modality: Modality, items: Sequence[Features]) -> dict[str, torch.Tensor]:
+def _items(modality: Modality, items: Sequence[Features], spec: Spec) -> dict[str, Any]:
     import torch
 
     values = np.concatenate([item.values for item in items])
-    media = {
+    media: dict[str, Any] = {
         f"{modality}_embeds": torch.from_numpy(values),
         f"{modality}_grid_thw": torch.tensor([item.grid_thw for item in items]),
     }
-    if modality == "video":  # left out, vLLM takes 1.0, and every temporal position is wrong
+    if modality == "video" and spec.tells_time:
+        media["timestamps"] = [list(item.timestamps) for item in items]
+    elif modality == "video":  # left out, vLLM takes 1.0, and every temporal position is wrong
         media["second_per_grid_ts"] = torch.tensor([item.seconds_per_grid for item in items])
     return media
 

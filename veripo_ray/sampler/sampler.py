@@ -14,7 +14,8 @@ import numpy as np
 
 from veripo_ray import config
 from veripo_ray.errors import CheckpointError, DataError, VeripoError
-from veripo_ray.policy.qwen_vl import load_tokenizer, read_spec
+from veripo_ray.policy.folder import TOWER, load_tokenizer
+from veripo_ray.policy.qwen_vl import read_spec
 from veripo_ray.records import Rollout
 from veripo_ray.sampler.engine import Answer, Completion, Engine
 from veripo_ray.sampler.requests import Sampled, SampleRequest, checked_prompt
@@ -259,8 +260,7 @@ def _language_weights(checkpoint: str | Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, "np") as file:
             for name in file.keys():  # noqa: SIM118 (it is no mapping)
                 shapes[name] = tuple(file.get_slice(name).get_shape())
-    tower = ("visual.", "model.visual.")
-    return {name: shape for name, shape in shapes.items() if not name.startswith(tower)}
+    return {name: shape for name, shape in shapes.items() if not name.startswith(TOWER)}
 
 
 def _check_weights(
