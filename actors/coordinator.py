@@ -24,12 +24,12 @@ from actors.runbook import RunBook
 from actors.team import Team
 from veripo_ray import config, curriculum
 from veripo_ray.errors import DataError, ScoringError
-from veripo_ray.evaluation import stage_metrics
+from veripo_ray.evaluation import StageFigures
 from veripo_ray.objectives.advantages import is_informative
 from veripo_ray.progress import Status
-from veripo_ray.records import Group, JudgedGroup, Pair, Question
+from veripo_ray.questions import LeftOut, QuestionTable
+from veripo_ray.records import Group, Pair, Question
 from veripo_ray.report import Sample
-from veripo_ray.runlog import BadItem
 from veripo_ray.scoring.rewards import reward
 from veripo_ray.verifier.client import VerifierClient
 
@@ -51,16 +51,18 @@ class Coordinator:
         run: config.Run,
         *,
         checkpoint: Path,
-        train: Sequence[Question],
-        heldout: Sequence[Question],
-        bad: Sequence[BadItem],
+        train: QuestionTable,
+        heldout: QuestionTable,
+        left_out: LeftOut,
         verifier_url: str,
         resume: bool,
         cleanup: Callable[[], None] | None = None,
+        team: type[Team] = Team,
     ) -> None:
         """cleanup: what a driver that has gone cannot do any more (end the verifier)."""
         self.settings, self.schedule = run, run.loop
-        self.checkpoint, self.train, self.heldout, self.bad = checkpoint, train, heldout, bad
+        self.checkpoint, self.train, self.heldout = checkpoint, train, heldout
+        self.left_out, self.team_kind = left_out, team
         self.client = VerifierClient(verifier_url, run.verifier.timeout_s)
         self.book = RunBook(run, questions=len(train), resume=resume)
         self.state = self.book.state
@@ -96,7 +98,7 @@ class Coordinator:
     async def _explore(self, phase: config.GrpoPhase) -> None:
         """Group-Slow-Search. Groups are sampled, rewarded and learned from; the verifier judges
         them meanwhile."""
-        if not self.state.order:
+        if not len(self.state.order):
             self._begin_exploring(phase)
         if phase.kl_coef:
             await self._refit_reference()
@@ -136,25 +138,26 @@ class Coordinator:
         sides, so that no stage rests on a rollout engine that disagrees with the learner."""
         cfg = self.settings.evaluation
         self.book.begin_evaluation()
-        tasks = await self.feed.tasks(self.heldout[: cfg.questions])
-        if not tasks:
+        figures, answered, asked = StageFigures(), 0, self._heldout_rows()
+        async for tasks in self._heldout_tasks(asked):
+            if not answered:
+                gap = await self.team.measure_gap(tasks[0], self.settings.max_logprob_gap)
+                self._note_gap({"logprob_gap_max": gap})
+                if not self.state.stages:
+                    await self._begin_samples(tasks)
+            self.book.show(phase="evaluation", step=answered, steps=len(asked))
+            answers = [g async for g in self.team.evaluate(tasks, cfg, f"eval.{answered}")]
+            judged = await judge_groups(self.client, answers)
+            figures.add(answers, judged)
+            self.book.answered(answers, judged)
+            answered += len(answers)
+            await self._stop_if_asked()
+        if not answered:
             raise DataError(
                 "no held-out question is usable", fix="see why above; check data.heldout"
             )
-        gap = await self.team.measure_gap(tasks[0], self.settings.max_logprob_gap)
-        self._note_gap({"logprob_gap_max": gap})
-        groups: list[Group] = []
-        judged: list[JudgedGroup] = []
-        for batch in _batches(tasks, cfg.batch):
-            self.book.show(phase="evaluation", step=len(groups), steps=len(tasks))
-            answers = [g async for g in self.team.evaluate(batch, cfg, f"eval.{len(groups)}")]
-            judged += await judge_groups(self.client, answers)
-            groups += answers
-            await self._stop_if_asked()
-        if not self.state.stages:
-            await self._begin_samples(tasks)
         await self._count_media()
-        self.book.add_stage(phase, stage_metrics(groups, judged), groups, judged)
+        self.book.add_stage(phase, figures.metrics())
 
     # --- parts of a step
 
@@ -172,7 +175,8 @@ class Coordinator:
         self.book.sampled(groups, seconds, lost=len(tasks) - len(groups))
         for group in groups:
             accuracies = [reward.accuracy for reward in group.rewards]
-            self.state.mean_accuracy[group.question.id] = sum(accuracies) / len(accuracies)
+            row = self.train.row_of(group.question.id)
+            self.state.accuracy[row] = sum(accuracies) / len(accuracies)
         return groups
 
     async def _learn(
@@ -227,23 +231,21 @@ class Coordinator:
         """Start the actors, catch up with a checkpoint, open the queue to the verifier."""
         resumed = self.book.resumed
         self.book.show(phase="starting", message="starting actors")
-        self.team = await Team.start(
+        self.team = await self.team_kind.start(
             self.settings,
             self.checkpoint,
             resumed=resumed,
             reference=self.book.reference_checkpoint(),
             version=self.state.version,
         )
-        self.questions = {question.id: question for question in self.train}
-        total = len(self.train) + len(self.heldout) + len(self.bad)
         self.feed = Feed(
             self.team.encode,
             self.team.prompt,
             max_bad_share=self.settings.data.max_bad_share,
-            total=total,
+            total=len(self.train) + len(self.heldout) + self.left_out.count,
+            left_out=self.left_out,
         )
         self.media_before = {"decodes": self.state.decodes, "encodes": self.state.encodes}
-        self.feed.report(self.bad)
         self.book.feed = self.feed
         await self.client.ready()
         self.judging = Judging(self.client, self.book.journals.verdicts)
@@ -269,8 +271,7 @@ class Coordinator:
         """Choose this phase's questions; its groups begin where the journals end now."""
         state = self.state
         state.order = curriculum.phase_order(
-            self.train,
-            state.mean_accuracy,
+            state.accuracy,
             drop_solved=self.settings.curriculum.drop_solved,
             seed=self.settings.seed + state.phase_index,
         )
@@ -289,12 +290,24 @@ class Coordinator:
         if state.step >= self._grpo_steps(phase):
             return []
         while len(tasks) < phase.rollout_batch and state.cursor < len(state.order):
-            ids = state.order[state.cursor :][: phase.rollout_batch - len(tasks)]
-            state.cursor += len(ids)
-            tasks += await self.feed.tasks([self.questions[id_] for id_ in ids])
-        ahead = state.order[state.cursor :][: phase.rollout_batch]
-        self.feed.prefetch([self.questions[id_] for id_ in ahead])
+            rows = state.order[state.cursor :][: phase.rollout_batch - len(tasks)]
+            state.cursor += len(rows)
+            tasks += await self.feed.tasks(self.train.take(rows))
+        self.feed.prefetch(self.train.take(state.order[state.cursor :][: phase.rollout_batch]))
         return tasks if len(tasks) == phase.rollout_batch else []
+
+    def _heldout_rows(self) -> range:
+        limit = self.settings.evaluation.questions
+        return range(len(self.heldout) if limit is None else min(limit, len(self.heldout)))
+
+    async def _heldout_tasks(self, rows: range) -> AsyncGenerator[list[Task]]:
+        """Usable held-out questions in batches; the next one's clips are encoded meanwhile."""
+        size = self.settings.evaluation.batch
+        for start in range(0, len(rows), size):
+            tasks = await self.feed.tasks(self.heldout.take(rows[start : start + size]))
+            self.feed.prefetch(self.heldout.take(rows[start + size : start + 2 * size]))
+            if tasks:
+                yield tasks
 
     def _grpo_steps(self, phase: config.GrpoPhase) -> int:
         """Whole rollout batches: of `questions`, or of all that the curriculum left."""

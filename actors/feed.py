@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from veripo_ray.errors import DataError
+from veripo_ray.questions import LeftOut
 from veripo_ray.records import Question
 from veripo_ray.runlog import BadItem
 
@@ -34,15 +35,16 @@ class Feed:
         *,
         max_bad_share: float,
         total: int,
+        left_out: LeftOut | None = None,
     ) -> None:
+        """total: all rows there were; left_out: those of them that could not be read, which count
+        against the share as bad media do. Raises DataError as `report` does."""
         self._encode, self._prompt = encode, prompt
         self._max_bad, self._total = max_bad_share, total
         self._features: dict[tuple[str, ...], asyncio.Task[Any]] = {}
-        self._bad: dict[str, BadItem] = {}
-
-    @property
-    def bad(self) -> tuple[BadItem, ...]:
-        return tuple(self._bad.values())
+        self._unusable: set[str] = set()  # ids, at most the set share of all questions
+        self.left_out = LeftOut() if left_out is None else left_out.model_copy(deep=True)
+        self._check_share()
 
     @property
     def videos(self) -> int:
@@ -50,15 +52,19 @@ class Feed:
         good = [media for media, task in self._features.items() if _succeeded(task)]
         return sum(media[0] == "video" for media in good)
 
-    def report(self, items: Sequence[BadItem]) -> None:
-        """Count items that are unusable; DataError when they are more than the set share."""
-        self._bad |= {item.name: item for item in items}
-        if len(self._bad) > self._max_bad * self._total:
-            listed = "\n".join(f"  {b.name}: {b.reason.splitlines()[0]}" for b in self.bad[:10])
-            more = f"\n  ... and {len(self._bad) - 10} more" if len(self._bad) > 10 else ""
+    def report(self, question: Question, reason: str) -> None:
+        """Count a question as unusable; DataError when they are more than the set share."""
+        if question.id not in self._unusable:
+            self._unusable.add(question.id)
+            self.left_out.add(BadItem(name=question.id, reason=reason))
+            self._check_share()
+
+    def _check_share(self) -> None:
+        bad = self.left_out
+        if bad.count > self._max_bad * self._total:
             raise DataError(
-                f"{len(self._bad)} of {self._total} questions are unusable, more than "
-                f"data.max_bad_share = {self._max_bad:g} allows:\n{listed}{more}",
+                f"{bad.count} of {self._total} questions are unusable, more than "
+                f"data.max_bad_share = {self._max_bad:g} allows:\n{bad.told(10)}",
                 fix="mend or remove these files, or raise data.max_bad_share",
             )
 
@@ -76,13 +82,13 @@ class Feed:
                 self._features[media] = asyncio.ensure_future(self._encode(question))
 
     async def _task(self, question: Question) -> Task | None:
-        if question.id in self._bad:
+        if question.id in self._unusable:
             return None
         try:
             features = await self._features[_media(question)]
             return Task(question, self._prompt(question), features)
         except DataError as error:
-            self.report([BadItem(name=question.id, reason=str(error))])
+            self.report(question, str(error))
             return None
 
 

@@ -44,7 +44,7 @@ class PairStream:
         self._judging, self._attach, self._journal = judging, attach, journal
         self._phase, self._pairs, self._checks = phase, pairs, checks
         self._encode, self._seed = encode, seed
-        self._known = {pair.id: pair for pair in read(journal.path, Pair, start.get("pairs", 0))}
+        self._known = _places(journal.path, start.get("pairs", 0))
         self._building, self._scoring = Busy(), Busy()
         self.groups = self.masked = self.pairs = 0
         self.families: Counter[str] = Counter()
@@ -124,13 +124,30 @@ class PairStream:
         new = [pair for pair in shard if pair.id not in self._known]
         with self._scoring.work():
             scored = {pair.id: pair for pair in await self._attach(new)} if new else {}
-        return [scored.get(pair.id) or self._known[pair.id] for pair in shard]
+        journaled = self._from_journal(shard) if len(new) < len(shard) else {}
+        return [scored.get(pair.id) or journaled[pair.id] for pair in shard]
+
+    def _from_journal(self, shard: list[Pair]) -> dict[str, Pair]:
+        """The pairs of all messages in which one of these was written."""
+        places = sorted({self._known[pair.id] for pair in shard if pair.id in self._known})
+        messages = (Tail(self._journal.path, Pair, place).take() for place in places)
+        return {pair.id: pair for message in messages for pair in message}
 
     def _record(self, shard: list[Pair]) -> None:
         self.pairs += len(shard)
         new = [pair for pair in shard if self._known.pop(pair.id, None) is None]
         if new:
             self._journal.append(new)
+
+
+def _places(path: Path, start: int) -> dict[str, int]:
+    """Of every pair in the journal from byte `start` on, where its message begins."""
+    places: dict[str, int] = {}
+    tail = Tail(path, Pair, start)
+    while shard := tail.take():
+        places |= dict.fromkeys((pair.id for pair in shard), start)
+        start = tail.at
+    return places
 
 
 def _left_in(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from veripo_ray import config, journal, recipe
 from veripo_ray.progress import Eta, Status
+from veripo_ray.questions import LeftOut
 from veripo_ray.records import Group, JudgedGroup
 from veripo_ray.report import write_report
 from veripo_ray.report.samples import (
@@ -61,7 +62,7 @@ class RunBook:
         self.journals = journal.RunJournals(self.folder)
         self.metrics = MetricsLog(self.folder)
         self.resumed = self.checkpoints.latest() if resume else None
-        self.state = read_state(self.resumed) if self.resumed else RunState()
+        self.state = read_state(self.resumed) if self.resumed else RunState.beginning(questions)
         self._forget_what_will_be_done_again()
         self.feed: Feed | None = None
         self.judging: Judging | None = None
@@ -69,6 +70,8 @@ class RunBook:
         self._eta = Eta({"grpo": 1.0, "dpo": 0.1, "evaluation": 2.0})
         self._step_values: dict[str, float] = {}
         self._learned: list[dict[str, float]] = []  # of the optimiser steps of one rollout batch
+        self._shown: set[str] = set()
+        self._answers: dict[str, SampleResponse] = {}  # to the questions shown, in one evaluation
         self._status = Status(run=self.folder.name, phase="starting", phases=len(run.loop))
 
     def _forget_what_will_be_done_again(self) -> None:
@@ -187,20 +190,28 @@ class RunBook:
     def begin_samples(self, samples: Sequence[Sample]) -> None:
         """The held-out questions that the report follows through the stages."""
         write_samples(self.folder, samples)
+        self._shown = {sample.id for sample in samples}
 
     def begin_evaluation(self) -> None:
         """What has passed until now is the phase's; before the first phase it is nobody's."""
         self._lap()
-        if not self.state.stages:
+        self._answers = {}
+        if self.state.stages:
+            self._shown = {sample.id for sample in read_samples(self.folder)}
+        else:
             self.state.seconds = 0.0
 
-    def add_stage(
-        self,
-        phase: str,
-        metrics: Mapping[str, Any],
-        groups: Sequence[Group],
-        judged: Sequence[JudgedGroup],
-    ) -> None:
+    def answered(self, groups: Sequence[Group], judged: Sequence[JudgedGroup]) -> None:
+        """Keep the answers to the questions that the report follows."""
+        for group, verdict in zip(groups, judged, strict=True):
+            if group.question.id in self._shown and verdict.verdicts:
+                self._answers[group.question.id] = SampleResponse(
+                    text=group.rollouts[0].text,
+                    correct=verdict.verdicts[0].correct,
+                    consistent=verdict.verdicts[0].consistent,
+                )
+
+    def add_stage(self, phase: str, metrics: Mapping[str, Any]) -> None:
         """One evaluation is done: into the summary, the samples and the display."""
         state = self.state
         iteration = 0 if phase == "initial" else state.iteration
@@ -216,7 +227,7 @@ class RunBook:
         )
         state.stages.append(stage)
         self._eta.observe("evaluation", stage.evaluation_seconds)
-        self._add_samples(stage_label(iteration, phase), groups, judged)
+        add_stage_samples(self.folder, stage_label(iteration, phase), self._answers)
         self.show(accuracy=stage.accuracy, inconsistency=stage.inconsistency, step=0, steps=0)
         self.write(finished=False)
 
@@ -225,21 +236,6 @@ class RunBook:
         now = time.monotonic()
         seconds, self._mark = now - self._mark, now
         return seconds
-
-    def _add_samples(
-        self, label: str, groups: Sequence[Group], judged: Sequence[JudgedGroup]
-    ) -> None:
-        shown = {sample.id for sample in read_samples(self.folder)}
-        responses = {
-            group.question.id: SampleResponse(
-                text=group.rollouts[0].text,
-                correct=verdict.verdicts[0].correct,
-                consistent=verdict.verdicts[0].consistent,
-            )
-            for group, verdict in zip(groups, judged, strict=True)
-            if group.question.id in shown and verdict.verdicts
-        }
-        add_stage_samples(self.folder, label, responses)
 
     # --- files
 
@@ -263,6 +259,7 @@ class RunBook:
 
     def _summary(self, finished: bool) -> Summary:
         state, latest = self.state, self.checkpoints.latest()
+        left_out = self.feed.left_out if self.feed else LeftOut()
         costs = {kind: cost.per_sample for kind, cost in state.cost.items()}
         return Summary(
             stages=tuple(state.stages),
@@ -275,7 +272,8 @@ class RunBook:
             model=self.run.model,
             cost=state.cost,
             judges=Judges(curation=self.run.verifier.judge, evaluation=self.run.verifier.judge),
-            bad_items=self.feed.bad if self.feed else (),
+            bad_items=tuple(left_out.first),
+            left_out=left_out.count,
             versions=_versions(),
             started=self._started.isoformat(timespec="seconds"),
             checkpoint=f"checkpoints/{latest.name}" if latest else None,

@@ -37,6 +37,9 @@ class Team:
     References to features and weights pass through here; their data never does.
     """
 
+    Encoder: type = Encoder
+    RolloutWorker: type = RolloutWorker
+
     def __init__(self, run: config.Run, checkpoint: Path) -> None:
         self.run, self.checkpoint = run, checkpoint
         self.tokenizer = load_tokenizer(checkpoint)
@@ -67,9 +70,11 @@ class Team:
 
     def _create(self, weights: Path, reference: Path, version: int) -> None:
         run, device = self.run, self.run.device
-        self.encoder = _actor(Encoder, device, 1).remote(str(self.checkpoint), run.video, device)
+        self.encoder = _actor(self.Encoder, device, 1).remote(
+            str(self.checkpoint), run.video, device
+        )
         self.workers = [
-            _actor(RolloutWorker, device, run.rollout.tensor_parallel).remote(
+            _actor(self.RolloutWorker, device, run.rollout.tensor_parallel).remote(
                 str(weights), run.rollout, device=device, seed=run.seed + number, version=version
             )
             for number in range(run.rollout.workers)

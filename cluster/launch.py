@@ -18,6 +18,7 @@ from rich.console import Console
 
 from actors.calls import result_now
 from actors.coordinator import Coordinator
+from actors.team import Team
 from cluster import preflight
 from cluster.cold_start import cold_start
 from cluster.preflight import Prepared
@@ -37,18 +38,26 @@ SHOWN_BAD = 10
 
 def train(run: config.Run, *, resume: bool, overwrite: bool, dry_run: bool) -> int:
     """The whole of `veripo train`. Returns the exit status: 0 finished, 128 + signal stopped."""
-    if not dry_run:
-        preflight.check_output(run, resume=resume, overwrite=overwrite)
-        _make_room(run.output, resume=resume, overwrite=overwrite)
+    if dry_run:
+        return _only_check(run, resume=resume)
+    preflight.check_output(run, resume=resume, overwrite=overwrite)
+    _make_room(run.output, resume=resume, overwrite=overwrite)
     if resume:
         _check_same_run(run)
-    prepared = preflight.prepare(run)
+    prepared = preflight.prepare(run, resume=resume)
     _print_plan(prepared)
-    if dry_run:
-        Console(highlight=False).print("every check passed; nothing was started")
-        return 0
     Console(highlight=False).print("starting Ray and the verifier: about 20 seconds")
-    return _follow_to_the_end(prepared, resume=resume)
+    return follow_to_the_end(prepared, resume=resume)
+
+
+def _only_check(run: config.Run, *, resume: bool) -> int:
+    """`--dry-run`: nothing is started, and nothing is left in the output."""
+    if resume:
+        _check_same_run(run)
+    with tempfile.TemporaryDirectory() as scratch:
+        _print_plan(preflight.prepare(run, resume=resume, scratch=Path(scratch)))
+    Console(highlight=False).print("every check passed; nothing was started")
+    return 0
 
 
 def evaluate(run: config.Run, output: Path | None) -> int:
@@ -57,7 +66,7 @@ def evaluate(run: config.Run, output: Path | None) -> int:
         folder = output or Path(scratch) / "eval"
         preflight.check_output(run.model_copy(update={"output": folder}), resume=False)
         settings = {"schedule": (), "output": folder}
-        return _follow_to_the_end(preflight.prepare(run.model_copy(update=settings)), resume=False)
+        return follow_to_the_end(preflight.prepare(run.model_copy(update=settings)), resume=False)
 
 
 def _make_room(output: Path, *, resume: bool, overwrite: bool) -> None:
@@ -87,13 +96,16 @@ def _check_same_run(run: config.Run) -> None:
         )
 
 
-def _follow_to_the_end(prepared: Prepared, *, resume: bool) -> int:
+def follow_to_the_end(prepared: Prepared, *, resume: bool, team: type[Team] = Team) -> int:
+    """Start what the run needs, show its progress until it ends; the exit status. `team`: other
+    actors than the product's, for a measurement of what leads them."""
     run = prepared.run
     with _cluster(run.device):
         preflight.check_resources(run, ray.cluster_resources())
         checkpoint = cold_start(prepared, resume=resume)
         with _verifier(run, checkpoint) as url:
-            coordinator = _launch(replace(prepared, checkpoint=checkpoint), url, resume=resume)
+            prepared = replace(prepared, checkpoint=checkpoint)
+            coordinator = _launch(prepared, url, team, resume=resume)
             try:
                 return _follow(coordinator, run, checkpoint)
             finally:
@@ -143,7 +155,7 @@ def _verifier(run: config.Run, checkpoint: Path) -> Iterator[str]:
         verifier.stop()
 
 
-def _launch(prepared: Prepared, url: str, *, resume: bool) -> Any:
+def _launch(prepared: Prepared, url: str, team: type[Team], *, resume: bool) -> Any:
     """The coordinator: named, so that others find it; detached, so that it outlives its driver."""
     name = f"coordinator-{prepared.run.output.name}"
     actor = ray.remote(Coordinator).options(name=name, lifetime="detached", num_cpus=0)
@@ -151,12 +163,13 @@ def _launch(prepared: Prepared, url: str, *, resume: bool) -> Any:
         return actor.remote(
             prepared.run,
             checkpoint=prepared.checkpoint,
-            train=prepared.train,
-            heldout=prepared.heldout,
-            bad=prepared.bad,
+            train=prepared.questions.train,
+            heldout=prepared.questions.heldout,
+            left_out=prepared.questions.left_out,
             verifier_url=url,
             resume=resume,
             cleanup=verifier.stop,
+            team=team,
         )
     except ValueError as error:  # the name is taken
         raise ResourceError(
@@ -206,12 +219,11 @@ def _print_ending(progress: Progress, run: config.Run, outcome: str, begun_from:
 
 
 def _print_plan(prepared: Prepared) -> None:
-    run = prepared.run
+    run, questions = prepared.run, prepared.questions
     console = Console(highlight=False)
-    console.print(f"{len(prepared.train)} questions to train on, {len(prepared.heldout)} held out")
-    for item in prepared.bad[:SHOWN_BAD]:
-        console.print(f"left out: {item.name}: {item.reason}", markup=False)
-    if more := prepared.bad[SHOWN_BAD:]:
-        console.print(f"left out: {len(more)} more")
+    trained, held_out = len(questions.train), len(questions.heldout)
+    console.print(f"{trained} questions to train on, {held_out} held out")
+    if questions.left_out.count:
+        console.print(f"left out:\n{questions.left_out.told(SHOWN_BAD)}", markup=False)
     phases = ", ".join(phase.phase for phase in run.schedule)
     console.print(f"model {run.model} on {run.device}: {phases}; output {run.output}")

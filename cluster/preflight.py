@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from cluster.questions import FOLDER, Questions, pack, unpack
 from veripo_ray import config
 from veripo_ray.errors import ConfigError, DataError, ResourceError
 from veripo_ray.policy.qwen_vl import read_spec
-from veripo_ray.questions import load_questions
-from veripo_ray.records import Question
-from veripo_ray.runlog import BadItem
 from veripo_ray.runstate import Checkpoints, read_state
 
 MIN_FREE_GB = 2.0
@@ -22,13 +21,12 @@ MIN_FREE_GB = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A run that passed: its settings with paths resolved, its start checkpoint and questions."""
+    """A run that passed: its settings with paths resolved, its start checkpoint and questions,
+    which are in the run's folder: what is held here does not grow with them."""
 
     run: config.Run
     checkpoint: Path
-    train: tuple[Question, ...]
-    heldout: tuple[Question, ...]
-    bad: tuple[BadItem, ...]
+    questions: Questions
 
 
 def check_output(run: config.Run, *, resume: bool, overwrite: bool = False) -> None:
@@ -49,17 +47,34 @@ def check_output(run: config.Run, *, resume: bool, overwrite: bool = False) -> N
         )
 
 
-def prepare(run: config.Run) -> Prepared:
-    """Check model, data, disk, device and port. Raises the first error it finds."""
+def prepare(run: config.Run, *, resume: bool = False, scratch: Path | None = None) -> Prepared:
+    """Check model, data, disk, device and port. Raises the first error it finds.
+
+    The questions go into the run's folder, or into `scratch`; those of a resumed run are there.
+    """
     run = resolve(run)
     checkpoint = model_folder(run.model)
     read_spec(checkpoint)
     _check_disk(run.output)
     _check_port(run.verifier)
-    train, bad_train = _load(run, "train")
-    heldout, bad_heldout = _load(run, "heldout")
-    _check_enough(run, train, heldout)
-    return Prepared(run, checkpoint, tuple(train), tuple(heldout), (*bad_train, *bad_heldout))
+    if resume:
+        return Prepared(run, checkpoint, unpack(run.output))
+    with _taken_back(scratch or run.output) as output:
+        questions = pack(run, output)
+        _check_enough(run, questions)
+    return Prepared(run, checkpoint, questions)
+
+
+@contextmanager
+def _taken_back(output: Path) -> Iterator[Path]:
+    """Checks that fail leave nothing in the output, so that the next try finds it as they did."""
+    made = [path for path in (output, output / FOLDER, output / "data") if not path.exists()]
+    try:
+        yield output
+    except BaseException:
+        for path in made:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def resolve(run: config.Run) -> config.Run:
@@ -116,26 +131,6 @@ def _check_port(verifier: config.Verifier) -> None:
             ) from error
 
 
-def _load(run: config.Run, part: str) -> tuple[list[Question], list[BadItem]]:
-    """Questions of one file, those unusable listed; those of the tiny world are written first."""
-    path = getattr(run.data, part)
-    if run.data.tinyworld:
-        path = tiny_world(run) / f"{part}.jsonl"
-    questions, bad = load_questions(path, run.data.format, run.data.video_root)
-    return questions, [BadItem(name=item.id or item.where, reason=item.reason) for item in bad]
-
-
-def tiny_world(run: config.Run) -> Path:
-    """The folder of the run's tiny world, written on first use."""
-    from veripo_ray.tinyworld.world import write_world
-
-    world, folder = run.data.tinyworld, run.output / "data"
-    assert world is not None
-    if not (folder / "heldout.jsonl").exists():
-        write_world(folder, questions=world.train, heldout=world.heldout, seed=world.seed)
-    return folder
-
-
 def check_resources(run: config.Run, available: Mapping[str, float]) -> None:
     """What the actors ask for at once must fit the cluster: a process that never starts tells
     nobody why. `available`: what Ray says the cluster has."""
@@ -157,14 +152,15 @@ def check_resources(run: config.Run, available: Mapping[str, float]) -> None:
             )
 
 
-def _check_enough(run: config.Run, train: Sequence[Question], heldout: Sequence[Question]) -> None:
-    if not heldout:
+def _check_enough(run: config.Run, questions: Questions) -> None:
+    if not len(questions.heldout):
         raise DataError("data.heldout has no usable question", fix="give at least one")
+    usable = len(questions.train)
     for index, phase in enumerate(run.schedule):
         needed = phase.rollout_batch if phase.phase == "grpo" else 0
-        if len(train) < needed:
+        if usable < needed:
             raise DataError(
-                f"data.train has {len(train)} usable questions, fewer than "
+                f"data.train has {usable} usable questions, fewer than "
                 f"schedule.{index}.rollout_batch = {needed}",
-                fix=f"give more questions, or lower it: grpo.rollout_batch={len(train)}",
+                fix=f"give more questions, or lower it: grpo.rollout_batch={usable}",
             )

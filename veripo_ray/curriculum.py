@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
-from veripo_ray.records import Question
-
-_SOLVED = 1.0 - 1e-9  # a mean of ones may miss 1 by rounding
+_SOLVED = 1.0 - 1e-6  # a mean of ones may miss 1 by the rounding of float32
 
 
 def next_questions(
-    questions: Sequence[Question],
-    mean_accuracy: Mapping[str, float],
-    drop_solved: float,
-    rng: np.random.Generator,
-) -> list[Question]:
-    """`questions` in their order, without a random share `drop_solved` of the solved ones.
+    accuracy_N: np.ndarray, drop_solved: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Rows [M] int32 of the questions without a random share `drop_solved` of the solved ones.
 
-    Solved: the mean r_a over the group of the phase before is 1. A question that phase did not
-    ask (absent from `mean_accuracy`) stays. The number dropped is rounded to the nearest.
+    accuracy_N: mean r_a of each question's group when it was last asked, NaN where it never was.
+    Solved: that mean is 1. A question never asked stays. The number dropped is rounded to the
+    nearest; the rows left are in order.
     """
-    solved = [q.id for q in questions if mean_accuracy.get(q.id, 0.0) >= _SOLVED]
+    solved = np.flatnonzero(accuracy_N >= _SOLVED)
     count = int(drop_solved * len(solved) + 0.5)
-    dropped = {solved[index] for index in rng.permutation(len(solved))[:count]}
-    return [question for question in questions if question.id not in dropped]
+    stays_N = np.ones(len(accuracy_N), bool)
+    stays_N[solved[rng.permutation(len(solved))[:count]]] = False
+    return np.flatnonzero(stays_N).astype(np.int32)
 
 
-def phase_order(
-    questions: Sequence[Question],
-    mean_accuracy: Mapping[str, float],
-    *,
-    drop_solved: float,
-    seed: int,
-) -> list[str]:
-    """Ids of the next phase's questions, shuffled; the same arguments give the same order."""
+def phase_order(accuracy_N: np.ndarray, *, drop_solved: float, seed: int) -> np.ndarray:
+    """Rows [M] int32 of the next phase's questions, shuffled; the same arguments give the same."""
     rng = np.random.default_rng(seed)
-    ids = [q.id for q in next_questions(questions, mean_accuracy, drop_solved, rng)]
-    return [ids[index] for index in rng.permutation(len(ids))]
+    rows_M = next_questions(accuracy_N, drop_solved, rng)
+    return rows_M[rng.permutation(len(rows_M))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 
 from veripo_ray.records import Group, JudgedGroup, Verdict
@@ -10,39 +11,67 @@ from veripo_ray.records import Group, JudgedGroup, Verdict
 Measure = Callable[[Verdict], float | None]
 
 
-def stage_metrics(groups: Sequence[Group], judged: Sequence[JudgedGroup]) -> dict[str, float]:
-    """Means over responses, `<name>_se` for each, `n` responses, `errors` left out.
+class StageFigures:
+    """The figures of a stage from groups that come batch by batch and are not kept: 16 bytes a
+    group and figure are."""
 
-    accuracy: r_a. inconsistency: share that failed the consistency check, of those it decided.
-    correct_and_consistent, format, repetition (failed): shares of all responses.
-    mean_think_tokens: tokens of the thinking. A verdict with an error counts nowhere but in
-    `errors`; a figure of no responses is NaN. Standard errors take a question's responses as one
-    cluster, since they are not independent.
-    """
-    clusters = [_usable(group, verdicts) for group, verdicts in zip(groups, judged, strict=True)]
-    metrics: dict[str, float] = {}
-    for name, measure in _MEASURES.items():
-        values = [[v for v in map(measure, cluster) if v is not None] for cluster in clusters]
-        metrics[name], metrics[f"{name}_se"] = mean_and_error(values)
-    metrics["n"] = sum(map(len, clusters))
-    metrics["errors"] = sum(len(group.rollouts) for group in groups) - metrics["n"]
-    return metrics
+    def __init__(self) -> None:
+        self._clusters = {name: Clusters() for name in _MEASURES}
+        self._responses = self._usable = 0
+
+    def add(self, groups: Sequence[Group], judged: Sequence[JudgedGroup]) -> None:
+        """Count these groups with their verdicts, which are in the same order."""
+        for group, verdicts in zip(groups, judged, strict=True):
+            cluster = _usable(group, verdicts)
+            self._responses += len(group.rollouts)
+            self._usable += len(cluster)
+            for name, measure in _MEASURES.items():
+                self._clusters[name].add([v for v in map(measure, cluster) if v is not None])
+
+    def metrics(self) -> dict[str, float]:
+        """Means over responses, `<name>_se` for each, `n` responses, `errors` left out.
+
+        accuracy: r_a. inconsistency: share that failed the consistency check, of those it decided.
+        correct_and_consistent, format, repetition (failed): shares of all responses.
+        mean_think_tokens: tokens of the thinking. A verdict with an error counts nowhere but in
+        `errors`; a figure of no responses is NaN. Standard errors take a question's responses as
+        one cluster, since they are not independent.
+        """
+        metrics: dict[str, float] = {}
+        for name, clusters in self._clusters.items():
+            metrics[name], metrics[f"{name}_se"] = clusters.mean_and_error()
+        metrics["n"] = self._usable
+        metrics["errors"] = self._responses - self._usable
+        return metrics
 
 
-def mean_and_error(clusters: Iterable[Sequence[float]]) -> tuple[float, float]:
-    """Mean of all values and its cluster-robust standard error (ratio estimator, C / (C - 1)).
+class Clusters:
+    """Values in clusters, of which the sum and the number are all that a mean needs."""
 
-    With one value a cluster it is the usual s / sqrt(n). NaN where undefined.
-    """
-    filled = [cluster for cluster in clusters if cluster]
-    total = sum(map(len, filled))
-    if not total:
-        return math.nan, math.nan
-    mean = sum(map(sum, filled)) / total
-    if len(filled) < 2:
-        return mean, math.nan
-    squares = sum((sum(cluster) - mean * len(cluster)) ** 2 for cluster in filled)
-    return mean, math.sqrt(squares * len(filled) / (len(filled) - 1)) / total
+    def __init__(self, clusters: Iterable[Sequence[float]] = ()) -> None:
+        self._sums, self._counts = array("d"), array("q")
+        for cluster in clusters:
+            self.add(cluster)
+
+    def add(self, cluster: Sequence[float]) -> None:
+        if cluster:
+            self._sums.append(sum(cluster))
+            self._counts.append(len(cluster))
+
+    def mean_and_error(self) -> tuple[float, float]:
+        """Mean of all values and its cluster-robust standard error (ratio estimator, C / (C - 1)).
+
+        With one value a cluster it is the usual s / sqrt(n). NaN where undefined.
+        """
+        total, clusters = sum(self._counts), len(self._sums)
+        if not total:
+            return math.nan, math.nan
+        mean = sum(self._sums) / total
+        if clusters < 2:
+            return mean, math.nan
+        pairs = zip(self._sums, self._counts, strict=True)
+        squares = sum((sum_ - mean * count) ** 2 for sum_, count in pairs)
+        return mean, math.sqrt(squares * clusters / (clusters - 1)) / total
 
 
 def _usable(group: Group, judged: JudgedGroup) -> list[Verdict]:

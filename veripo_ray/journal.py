@@ -76,20 +76,20 @@ def read(path: Path, kind: type[R], start: int = 0) -> Iterator[R]:
 
 
 class Tail(Generic[R]):
-    """A reader that follows a journal while it grows."""
+    """A reader that follows a journal while it grows. `at`: the byte it reads from next."""
 
     def __init__(self, path: Path, kind: type[R], start: int = 0) -> None:
-        self._path, self._kind, self._at = path, kind, start
+        self._path, self._kind, self.at = path, kind, start
 
     def take(self) -> list[R]:
         """The records of the next message; empty when there is none yet."""
-        length = next(_whole_messages(self._path, self._at), None) if self._path.exists() else None
+        length = next(_whole_messages(self._path, self.at), None) if self._path.exists() else None
         if length is None:
             return []
         with self._path.open("rb") as file:
-            file.seek(self._at + _LENGTH.size)
+            file.seek(self.at + _LENGTH.size)
             body = file.read(length)
-        self._at += _LENGTH.size + length
+        self.at += _LENGTH.size + length
         return codec.unpack_many(body, self._kind)
 
 

@@ -136,7 +136,8 @@ class Summary(Entry):
     model: str = ""
     cost: dict[str, Cost] = {}
     judges: Judges | None = None
-    bad_items: tuple[BadItem, ...] = ()
+    bad_items: tuple[BadItem, ...] = Field((), description="the first of those left out")
+    left_out: Natural = Field(0, description="questions left out, named or not")
     versions: dict[str, str] = {}
     started: str | None = Field(None, description="ISO 8601, UTC")
     checkpoint: str | None = Field(None, description="the last one, relative to the run's folder")

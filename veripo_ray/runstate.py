@@ -1,8 +1,9 @@
 """Where a run stands: what a checkpoint records beside the weights, and how the newest is found.
 
 A checkpoint is `checkpoints/<number>/` with `hf/` (weights that transformers and vLLM load),
-`state/` (optimiser and RNG of every rank) and `run.json` (this module). The folder gets its
-final name last, so a checkpoint either is whole or is not there.
+`state/` (optimiser and RNG of every rank), and of this module `run.json` and `questions.npz`, which
+has what is known of every question. The folder gets its final name last, so a checkpoint either is
+whole or is not there.
 """
 
 from __future__ import annotations
@@ -10,23 +11,32 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from zipfile import BadZipFile
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from veripo_ray.errors import CheckpointError
 from veripo_ray.runlog import Cost, Stage
 
+QUESTIONS = "questions.npz"
+
 
 class RunState(BaseModel):
-    """The run's position. A phase is over when its stage (evaluation) is in `stages`."""
+    """The run's position. A phase is over when its stage (evaluation) is in `stages`. Questions
+    are known by their rows in the run's table: 8 bytes each, however many there are."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     # where
     phase_index: int = 0
     iteration: int = 1
     step: int = Field(0, description="rollout batches (grpo) or optimiser steps (dpo) done")
-    order: list[str] = Field([], description="question ids of this grpo phase, in order")
+    order: np.ndarray = Field(
+        default_factory=lambda: np.zeros(0, np.int32),
+        exclude=True,
+        description="rows [M] int32 of this grpo phase's questions, in the order they are asked",
+    )
     cursor: int = Field(0, description="how many of `order` are used up")
     version: int = Field(0, description="policy version: weight updates published so far")
     # what the phase has cost and seen
@@ -34,7 +44,11 @@ class RunState(BaseModel):
     samples: int = 0
     pairs: int = 0
     logprob_gap_max: float = 0.0
-    mean_accuracy: dict[str, float] = Field({}, description="mean r_a by question, when last asked")
+    accuracy: np.ndarray = Field(
+        default_factory=lambda: np.zeros(0, np.float32),
+        exclude=True,
+        description="[N] float32: a question's mean r_a when it was last asked, NaN before",
+    )
     # what the run has
     stages: list[Stage] = []
     cost: dict[str, Cost] = {}
@@ -65,7 +79,12 @@ class RunState(BaseModel):
         self.iteration = iteration
         self.step = self.cursor = self.samples = self.pairs = 0
         self.seconds = self.logprob_gap_max = 0.0
-        self.order = []
+        self.order = np.zeros(0, np.int32)
+
+    @classmethod
+    def beginning(cls, questions: int) -> RunState:
+        """Of a run of so many questions, none asked yet."""
+        return cls(accuracy=np.full(questions, np.nan, np.float32))
 
 
 class Checkpoints:
@@ -84,6 +103,7 @@ class Checkpoints:
 
     def commit(self, writing: Path, state: RunState, keep: int) -> Path:
         """Give the folder its final name, point `latest` at it, and drop what is too old."""
+        np.savez(writing / QUESTIONS, order=state.order, accuracy=state.accuracy)
         (writing / "run.json").write_text(state.model_dump_json(indent=1))
         final = writing.with_suffix("")
         writing.rename(final)
@@ -109,11 +129,14 @@ class Checkpoints:
 
 
 def read_state(checkpoint: Path) -> RunState:
-    path = checkpoint / "run.json"
+    """Raises CheckpointError when a file of the position is missing or damaged."""
     try:
-        return RunState.model_validate_json(path.read_text())
-    except (OSError, ValidationError) as error:
+        state = RunState.model_validate_json((checkpoint / "run.json").read_text())
+        with np.load(checkpoint / QUESTIONS, allow_pickle=False) as rows:
+            state.order, state.accuracy = rows["order"], rows["accuracy"]
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise CheckpointError(
-            f"{path} cannot be read: {error}",
+            f"the position in {checkpoint} (run.json, {QUESTIONS}) cannot be read: {error}",
             fix="delete this checkpoint's folder to resume from the one before it",
         ) from error
+    return state

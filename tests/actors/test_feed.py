@@ -10,6 +10,7 @@ import pytest
 
 from actors.feed import Feed
 from veripo_ray.errors import DataError
+from veripo_ray.questions import LeftOut
 from veripo_ray.records import Kind, Question
 from veripo_ray.runlog import BadItem
 
@@ -32,7 +33,11 @@ class _Encoder:
 
 
 def _feed(encoder: _Encoder, total: int = 10, share: float = 0.3) -> Feed:
-    return Feed(encoder, lambda _: np.array([1, 2]), max_bad_share=share, total=total)
+    return Feed(encoder, _prompt, max_bad_share=share, total=total)
+
+
+def _prompt(_: Question) -> np.ndarray:
+    return np.array([1, 2])
 
 
 def test_questions_about_one_clip_share_its_features_and_its_one_encoding() -> None:
@@ -60,8 +65,8 @@ def test_a_broken_clip_is_named_and_the_others_go_on() -> None:
         return feed
 
     feed = asyncio.run(run())
-    assert [item.name for item in feed.bad] == ["a"]
-    assert "bad.mp4: no video stream" in feed.bad[0].reason
+    assert [item.name for item in feed.left_out.first] == ["a"]
+    assert "bad.mp4: no video stream" in feed.left_out.first[0].reason
     assert feed.videos == 1
 
 
@@ -78,10 +83,27 @@ def test_more_bad_questions_than_the_share_allows_stop_the_run_and_list_them() -
 
 
 def test_rows_that_could_not_be_read_count_as_bad_too() -> None:
-    feed = _feed(_Encoder(), total=10, share=0.1)
-    feed.report([BadItem(name="line 3", reason="no gold answer")])
+    rows = [BadItem(name=f"q.jsonl:{n}", reason="no gold answer") for n in range(2)]
+
+    async def run(left_out: LeftOut) -> Feed:
+        encoder = _Encoder(frozenset({"bad.mp4"}))
+        feed = Feed(encoder, _prompt, max_bad_share=0.1, total=10, left_out=left_out)
+        await feed.tasks([_question("a", "bad.mp4")])
+        return feed
+
+    assert asyncio.run(run(LeftOut())).left_out.count == 1
+    with pytest.raises(DataError, match=r"2 of 10.*\n  q.jsonl:0: no gold.*\n  a: bad.mp4"):
+        asyncio.run(run(LeftOut.of(rows[:1])))
     with pytest.raises(DataError, match="2 of 10"):
-        feed.report([BadItem(name="line 4", reason="no gold answer")])
+        Feed(_Encoder(), _prompt, max_bad_share=0.1, total=10, left_out=LeftOut.of(rows))
+
+
+def test_of_many_bad_items_all_are_counted_and_the_first_are_kept() -> None:
+    items = (BadItem(name=str(n), reason="torn") for n in range(5000))
+    left_out = LeftOut.of(items)
+    assert left_out.count == 5000
+    assert [item.name for item in left_out.first] == [str(n) for n in range(1000)]
+    assert left_out.told(2) == "  0: torn\n  1: torn\n  ... and 4998 more"
 
 
 def test_any_other_error_of_the_encoder_is_not_taken_for_bad_data() -> None:

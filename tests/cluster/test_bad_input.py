@@ -84,6 +84,7 @@ def test_resuming_from_nothing(recipe_file: Path, tmp_path: Path) -> None:
 def test_fewer_questions_than_a_batch(recipe_file: Path, tmp_path: Path) -> None:
     said = _refusal(recipe_file, "data.tinyworld.train=4", "--output", tmp_path / "run")
     assert "4 usable questions, fewer than schedule.0.rollout_batch = 8" in said
+    assert not (tmp_path / "run").exists()  # so that the next try is not refused
 
 
 @pytest.mark.parametrize("recipe", ["quickstart"])
@@ -97,6 +98,7 @@ def test_a_dry_run_checks_everything_and_starts_nothing(
     assert result.exit_code == 0, result.output
     assert "every check passed; nothing was started" in result.output
     assert "32 questions to train on, 4 held out" in result.output
+    assert not output.exists()
 
 
 def test_a_cluster_that_is_too_small_is_refused_by_name(recipe_file: Path) -> None:

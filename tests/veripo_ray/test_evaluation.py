@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veripo_ray.evaluation import mean_and_error, stage_metrics
+from veripo_ray.evaluation import Clusters, StageFigures
 from veripo_ray.records import Group, JudgedGroup, Kind, Question, Rollout
 from veripo_ray.verifier.judges import Rules
 from veripo_ray.verifier.verify import Item, undecided, verify
@@ -27,6 +27,17 @@ def group(name: str, *texts: str) -> Group:
 def judge(one: Group) -> JudgedGroup:
     verdicts = verify([Item.of(one.question, r.text) for r in one.rollouts], Rules())
     return JudgedGroup(group_id=one.id, verdicts=tuple(verdicts))
+
+
+def stage_metrics(groups: list[Group], judged: list[JudgedGroup]) -> dict[str, float]:
+    figures = StageFigures()
+    for one, verdicts in zip(groups, judged, strict=True):  # however they were batched
+        figures.add([one], [verdicts])
+    return figures.metrics()
+
+
+def mean_and_error(clusters: list[list[float]]) -> tuple[float, float]:
+    return Clusters(clusters).mean_and_error()
 
 
 def response(conclusion: str, answer: str) -> str:

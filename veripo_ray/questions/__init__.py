@@ -4,6 +4,22 @@ A row that cannot be used is reported by place and reason and left out; a file t
 read, or whose format cannot be told, raises DataError.
 """
 
-from veripo_ray.questions.load import FORMATS, BadItem, load_questions, write_questions
+from veripo_ray.questions.left_out import LeftOut
+from veripo_ray.questions.load import (
+    FORMATS,
+    BadItem,
+    iter_questions,
+    load_questions,
+    write_questions,
+)
+from veripo_ray.questions.table import QuestionTable
 
-__all__ = ["FORMATS", "BadItem", "load_questions", "write_questions"]
+__all__ = [
+    "FORMATS",
+    "BadItem",
+    "LeftOut",
+    "QuestionTable",
+    "iter_questions",
+    "load_questions",
+    "write_questions",
+]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,22 @@ def load_questions(
     format: str = "auto",  # noqa: A002
     video_root: str | Path | None = None,
 ) -> tuple[list[Question], list[BadItem]]:
-    """The usable questions of a file, in order, and the rows that are not, each with its reason.
+    """The usable questions of a file, in order, and the rows that are not, each with its reason:
+    what `iter_questions` gives, all at once."""
+    good: list[Question] = []
+    bad: list[BadItem] = []
+    for item in iter_questions(path, format, video_root):
+        good.append(item) if isinstance(item, Question) else bad.append(item)
+    return good, bad
+
+
+def iter_questions(
+    path: str | Path,
+    format: str = "auto",  # noqa: A002
+    video_root: str | Path | None = None,
+) -> Iterator[Question | BadItem]:
+    """A file row by row, in order: each a checked question, or why it cannot be used. Of what was
+    given, only the ids are kept.
 
     format: one of FORMATS; "auto" tells it from the fields of the first rows, and "parquet" is a
     parquet file with the columns of our own. Relative media paths start at `video_root`, without
@@ -49,22 +64,23 @@ def load_questions(
     be read, or whose format cannot be told.
     """
     path = Path(path)
-    rows = list(read_rows(path))
-    convert = CONVERTERS[_format_of(path, rows, format)]
-    root = Path(video_root) if video_root is not None else path.parent
-    good: dict[str, Question] = {}
-    bad: list[BadItem] = []
-    for place, row in rows:
+    rows = read_rows(path)
+    first = _first(rows, _LOOK_AT)
+    convert = CONVERTERS[_format_of(path, first, format)]
+    root = (Path(video_root) if video_root is not None else path.parent).absolute()
+    seen: dict[str, int] = {}
+    for number, (place, row) in enumerate(chain(first, rows)):
         if isinstance(row, str):
-            bad.append(BadItem(place, "", row))
+            yield BadItem(place, "", row)
             continue
         try:
-            question = _at(root.absolute(), convert(row, f"{path.stem}:{len(good) + len(bad)}"))
+            question = _at(root, convert(row, f"{path.stem}:{number}"))
             _check(question)
-            _add(question, good, rename=convert is not CONVERTERS["veripo"])
+            question = _unique(question, seen, rename=convert is not CONVERTERS["veripo"])
         except (ValueError, DataError) as error:
-            bad.append(BadItem(place, _id_of(row), _reason(error)))
-    return list(good.values()), bad
+            yield BadItem(place, _id_of(row), _reason(error))
+        else:
+            yield question
 
 
 def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
@@ -74,6 +90,15 @@ def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
     with part.open("w", encoding="utf-8") as file:
         file.writelines(f"{q.model_dump_json(exclude_defaults=True)}\n" for q in questions)
     part.replace(path)
+
+
+def _first(rows: Iterator[Row], count: int) -> list[Row]:
+    """Rows from the beginning, until `count` of them are objects."""
+    first: list[Row] = []
+    while count and (row := next(rows, None)) is not None:
+        first.append(row)
+        count -= isinstance(row[1], dict)
+    return first
 
 
 def _format_of(path: Path, rows: Sequence[Row], wanted: str) -> str:
@@ -88,7 +113,7 @@ def _format_of(path: Path, rows: Sequence[Row], wanted: str) -> str:
         return "veripo"
     if wanted != "auto":
         return wanted
-    seen = list(islice((row for _, row in rows if isinstance(row, dict)), _LOOK_AT))
+    seen = [row for _, row in rows if isinstance(row, dict)]
     found = set().union(*map(formats_of, seen))
     if len(found) == 1:
         return found.pop()
@@ -127,16 +152,18 @@ def _check(question: Question) -> None:
     check_gold(question.kind, question.gold, name=question.id, options=len(question.options))
 
 
-def _add(question: Question, good: dict[str, Question], *, rename: bool) -> None:
-    """Ids must be unique. Others use theirs for a clip (62 of TOMATO's in VerIPO's files have
-    several questions), so a second question under one id becomes id#2; a copy is bad."""
+def _unique(question: Question, seen: dict[str, int], *, rename: bool) -> Question:
+    """The question under an id of its own. Others use theirs for a clip (62 of TOMATO's in
+    VerIPO's files have several questions), so a second question under one id becomes id#2; a copy
+    is bad. seen: a digest of each question by its id."""
     plain, count = question.id, 1
-    while question.id in good:
-        if not rename or question == good[question.id]:
+    while question.id in seen:
+        if not rename or hash(question) == seen[question.id]:
             raise ValueError("its id was seen before")
         count += 1
         question = question.model_copy(update={"id": f"{plain}#{count}"})
-    good[question.id] = question
+    seen[question.id] = hash(question)
+    return question
 
 
 def _id_of(row: Mapping[str, Any]) -> str:

@@ -165,6 +165,7 @@ def summary(finished: bool = True) -> Summary:
             BadItem(name="clips/0041.mp4", reason="0 bytes"),
             BadItem(name="clips/<b>0077</b>.mp4", reason="no video stream, only audio"),
         ),
+        left_out=2,
         versions={"torch": "2.9.0", "vllm": "0.12.0", "ray": "2.51.0", "deepspeed": "0.18.2"},
         started="2026-02-03T21:14:09Z",
         checkpoint="checkpoints/000041",
