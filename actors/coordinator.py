@@ -138,14 +138,18 @@ class Coordinator:
         sides, so that no stage rests on a rollout engine that disagrees with the learner."""
         cfg = self.settings.evaluation
         self.book.begin_evaluation()
-        figures, answered, asked = StageFigures(), 0, self._heldout_rows()
-        async for tasks in self._heldout_tasks(asked):
+        figures, answered, batches = StageFigures(), 0, self._heldout_batches()
+        for rows, following in itertools.pairwise((*batches, range(0))):
+            tasks = await self.feed.tasks(self.heldout.take(rows))
+            self.feed.prefetch(self.heldout.take(following))
+            if not tasks:
+                continue
             if not answered:
                 gap = await self.team.measure_gap(tasks[0], self.settings.max_logprob_gap)
                 self._note_gap({"logprob_gap_max": gap})
                 if not self.state.stages:
                     await self._begin_samples(tasks)
-            self.book.show(phase="evaluation", step=answered, steps=len(asked))
+            self.book.show(phase="evaluation", step=answered, steps=sum(map(len, batches)))
             answers = [g async for g in self.team.evaluate(tasks, cfg, f"eval.{answered}")]
             judged = await judge_groups(self.client, answers)
             figures.add(answers, judged)
@@ -296,18 +300,11 @@ class Coordinator:
         self.feed.prefetch(self.train.take(state.order[state.cursor :][: phase.rollout_batch]))
         return tasks if len(tasks) == phase.rollout_batch else []
 
-    def _heldout_rows(self) -> range:
-        limit = self.settings.evaluation.questions
-        return range(len(self.heldout) if limit is None else min(limit, len(self.heldout)))
-
-    async def _heldout_tasks(self, rows: range) -> AsyncGenerator[list[Task]]:
-        """Usable held-out questions in batches; the next one's clips are encoded meanwhile."""
-        size = self.settings.evaluation.batch
-        for start in range(0, len(rows), size):
-            tasks = await self.feed.tasks(self.heldout.take(rows[start : start + size]))
-            self.feed.prefetch(self.heldout.take(rows[start + size : start + 2 * size]))
-            if tasks:
-                yield tasks
+    def _heldout_batches(self) -> list[range]:
+        """Rows of the held-out questions that an evaluation asks."""
+        cfg = self.settings.evaluation
+        rows = range(len(self.heldout))[: cfg.questions]
+        return [rows[start : start + cfg.batch] for start in range(0, len(rows), cfg.batch)]
 
     def _grpo_steps(self, phase: config.GrpoPhase) -> int:
         """Whole rollout batches: of `questions`, or of all that the curriculum left."""

@@ -1,0 +1,133 @@
+"""A stream of synthetic questions, and the two actors that would take hours over 100,000 of them:
+an encoder that makes small features from the question's number instead of decoding a clip, and a
+rollout worker that writes two short responses, one right and one wrong, instead of sampling them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors.team import Team
+from veripo_ray import config
+from veripo_ray.policy.media import Features
+from veripo_ray.policy.prompting import expand
+from veripo_ray.policy.qwen_vl import load_tokenizer, read_spec
+from veripo_ray.records import Question, Rollout
+from veripo_ray.sampler import Sampled
+
+CLIPS_A_FOLDER = 1000
+COLOURS = ("red", "green", "blue", "yellow")
+RESPONSE = "<think> f1 {colour} 1 f2 {colour} 2 so {letter} </think> <answer> {letter} </answer>"
+
+
+def write_questions(path: Path, count: int, name: str) -> Path:
+    """A JSONL of `count` questions, each with an (empty) clip of its own beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            clip = Path("clips", name, str(number // CLIPS_A_FOLDER), f"{number}.mp4")
+            (path.parent / clip).parent.mkdir(parents=True, exist_ok=True)
+            (path.parent / clip).touch()
+            file.write(json.dumps(_row(f"{name}-{number}", number, str(clip))) + "\n")
+    return path
+
+
+def _row(id_: str, number: int, clip: str) -> dict[str, Any]:
+    return {
+        "id": id_,
+        "text": f"after {COLOURS[number % 4]} ?",
+        "kind": "choice",
+        "gold": _letter(number),
+        "options": COLOURS,
+        "video": clip,
+    }
+
+
+class SyntheticEncoder:
+    """Features of 2 frames of 56 x 56 pixels: 4 rows, one placeholder each."""
+
+    def __init__(self, checkpoint: str, *_: object) -> None:
+        self._spec, self._encoded = read_spec(checkpoint), 0
+
+    def ping(self) -> dict[str, int]:
+        return self.counts()
+
+    def encode(self, question: Question) -> tuple[int, tuple[Features, ...]]:
+        rng = np.random.default_rng(_number(question.id))
+        grid = (1, 2 * self._spec.merge, 2 * self._spec.merge)
+        shape = (self._spec.rows(grid), self._spec.feature_size)
+        values = rng.standard_normal(shape, np.float32)
+        self._encoded += 1
+        return len(values), (Features("video", values, grid, 1.0),)
+
+    def film(self, question: Question) -> None:
+        """There is none to show."""
+
+    def counts(self) -> dict[str, int]:
+        return {"decodes": 0, "encodes": self._encoded, "images": 0}
+
+
+class SyntheticRolloutWorker:
+    """Fetches features and weights as the real one does. The log-probabilities that it records
+    are those of a guess, so the limit of the gap must be set aside."""
+
+    def __init__(self, checkpoint: str, _: config.Rollout, *, version: int, **__: object) -> None:
+        self._tokenizer, self._spec = load_tokenizer(checkpoint), read_spec(checkpoint)
+        self._version = version
+
+    def ping(self) -> int:
+        return self._version
+
+    def sample(
+        self,
+        ids: Sequence[str],
+        prompt_ids: Sequence[np.ndarray],
+        features: Sequence[ray.ObjectRef],
+        *,
+        n: int,
+        **_: Any,
+    ) -> Iterator[Sampled]:
+        for id_, prompt, reference in zip(ids, prompt_ids, features, strict=True):
+            rollouts = tuple(self._rollout(_number(id_) + wrong) for wrong in range(n))
+            yield Sampled(id_, self._expanded(prompt, reference), rollouts)
+
+    def _expanded(self, prompt: np.ndarray, reference: ray.ObjectRef) -> np.ndarray:
+        return expand(prompt, ray.get(reference), self._spec, self._tokenizer)
+
+    def _rollout(self, number: int) -> Rollout:
+        text = RESPONSE.format(colour=COLOURS[number % 4], letter=_letter(number))
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = np.array([*ids, self._spec.stop_ids[0]], np.int32)
+        return Rollout(
+            text=text,
+            token_ids=ids,
+            logprobs=np.full(len(ids), -np.log(self._spec.vocab_size), np.float32),
+            finish_reason="stop",
+            policy_version=self._version,
+        )
+
+    def load_weights(self, version: int, weights: Sequence[ray.ObjectRef]) -> int:
+        ray.get(weights[0])
+        self._version = version
+        return version
+
+
+class SyntheticTeam(Team):
+    """Real learner and reference; encoder and rollout worker of above."""
+
+    Encoder = SyntheticEncoder
+    RolloutWorker = SyntheticRolloutWorker
+
+
+def _number(id_: str) -> int:
+    return int(id_.rsplit("-", 1)[1])
+
+
+def _letter(number: int) -> str:
+    return "ABCD"[number % 4]
