@@ -48,7 +48,7 @@ prompt: {template: tinyworld}
 rollout: {group_size: 2, max_tokens: 64, max_model_len: 256, dtype: float32}
 learner: {dtype: float32, micro_batch_tokens: 8192}
 verifier: {checks: {min_think_tokens: 2, repetition_ngram: 6}}
-pairs: {per_question: 1}
+pairs: {per_question: 1, reflective_turn: wait}
 evaluation: {max_tokens: 64}
 max_logprob_gap: 1.0e+3
 checkpoint_every: 20
