@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+import torch
 from ray.exceptions import RayTaskError
 
 from actors.learner import LearnerRank
 from veripo_ray import config
 from veripo_ray.errors import PrecisionError, ResourceError
 from veripo_ray.learner import Learner, TrainGroup, TrainPair
-from veripo_ray.policy.media import Features
-from veripo_ray.policy.qwen_vl import read_spec
+from veripo_ray.policy.media import Features, Frames
+from veripo_ray.policy.qwen_vl import QwenVL, read_spec
 
 LR = 1e-4
 NOISE = 5e-6  # four steps move a weight by 4e-4; Adam enlarges rounding where a gradient is near 0
@@ -121,6 +123,49 @@ def test_two_ranks_train_like_one(stage, ranks, sent, alone):
             assert first[name] == pytest.approx(value, rel=2e-5, abs=1e-6), name
     for name, weight in weights_of(ranks).items():
         np.testing.assert_allclose(weight, alone[1][name], atol=NOISE, rtol=0, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def frames(tiny_checkpoint, examples):
+    """The same examples, every second one (all that rank 1 gets) without media, the others with
+    frames."""
+    spec, rng = read_spec(tiny_checkpoint), np.random.default_rng(1)
+    groups, pairs, _ = examples
+    media = {}
+    for number, (group, pair) in enumerate(zip(groups, pairs, strict=True)):
+        pixels = rng.integers(0, 256, (4, 56, 28, 3), np.uint8)
+        seen = (Frames("video", pixels, (2, 4, 2), 1.0, spec.rows((2, 4, 2))),)
+        media[group.id] = media[pair.id] = () if number % 2 else seen
+    words = [replace(row, prompt_ids=row.prompt_ids[6:]) for row in (*groups, *pairs)]
+    rows = [
+        text if not media[row.id] else row
+        for row, text in zip((*groups, *pairs), words, strict=True)
+    ]
+    return rows[: len(groups)], rows[len(groups) :], media
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_train_a_tower_like_one_though_only_one_of_them_has_frames(
+    stage, ranks, frames, tiny_checkpoint
+):
+    groups, pairs, media = frames
+    single = Learner(tiny_checkpoint, config.Learner(dtype="float32", train_vision=True))
+    expected = [single.grpo_step(groups, media, GRPO), single.dpo_step(pairs, media, DPO)]
+    ranks.rejoin(settings(stage, train_vision=True))
+    references = {name: ray.put(items) for name, items in media.items()}
+    steps = [
+        ranks.every("grpo_step", [ray.put(groups)], references, GRPO),
+        ranks.every("dpo_step", [ray.put(pairs)], references, DPO),
+    ]
+    for (first, second), metrics in zip(steps, expected, strict=True):
+        assert first == second
+        assert first["grad_norm"] == pytest.approx(metrics["grad_norm"], rel=2e-5)
+    trained, alone = weights_of(ranks), single.weights()
+    start = QwenVL.load(tiny_checkpoint, dtype=torch.float32).trainable()
+    for name, weight in start.items():
+        moved = np.linalg.norm(alone[name] - weight.detach().numpy())
+        assert moved > 0, name
+        assert np.linalg.norm(trained[name] - alone[name]) <= 1e-2 * moved, name  # Adam enlarges rounding
 
 
 @pytest.mark.parametrize("stage", [0, 3])
