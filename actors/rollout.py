@@ -28,8 +28,11 @@ class RolloutWorker:
         device: str = "cpu",
         seed: int = 0,
         version: int = 0,
+        tower: bool = False,
     ) -> None:
-        self.sampler = Sampler(checkpoint, cfg, device=device, seed=seed, version=version)
+        self.sampler = Sampler(
+            checkpoint, cfg, device=device, seed=seed, version=version, tower=tower
+        )
 
     def ping(self) -> int:
         """Answers once the engine is up, with the version of its weights."""

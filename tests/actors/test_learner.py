@@ -165,7 +165,9 @@ def test_two_ranks_train_a_tower_like_one_though_only_one_of_them_has_frames(
     for name, weight in start.items():
         moved = np.linalg.norm(alone[name] - weight.detach().numpy())
         assert moved > 0, name
-        assert np.linalg.norm(trained[name] - alone[name]) <= 1e-2 * moved, name  # Adam enlarges rounding
+        assert np.linalg.norm(trained[name] - alone[name]) <= 1e-2 * moved, (
+            name
+        )  # Adam enlarges rounding
 
 
 @pytest.mark.parametrize("stage", [0, 3])

@@ -1,8 +1,8 @@
 """vLLM in this process, behind a few verbs: the only file that touches it (vLLM 0.32).
 
 The engine is stepped from outside and gives back whole groups of token ids. It decodes no text
-(once a group is cheaper than once a token), loads no vision tower (media come in as features), and
-takes nothing from the checkpoint's generation defaults.
+(once a group is cheaper than once a token), loads no vision tower unless that learns (media come in
+as features), and takes nothing from the checkpoint's generation defaults.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 
 from veripo_ray import config
 from veripo_ray.errors import ConfigError, DataError
-from veripo_ray.policy.media import Features, Modality, Spec
+from veripo_ray.policy.media import Media, Spec
+from veripo_ray.sampler.inputs import multi_modal_data
 from veripo_ray.weights import to_tensor
 
 if TYPE_CHECKING:
@@ -48,16 +49,27 @@ class Answer:
 
 
 class Engine:
-    """A running vLLM engine. Whatever `step` raises, the engine is not to be used after it."""
+    """A running vLLM engine. Whatever `step` raises, the engine is not to be used after it.
+
+    tower: whether it has the vision tower, and takes frames instead of features.
+    """
 
     def __init__(
-        self, checkpoint: str | Path, spec: Spec, cfg: config.Rollout, *, device: str, seed: int
+        self,
+        checkpoint: str | Path,
+        spec: Spec,
+        cfg: config.Rollout,
+        *,
+        device: str,
+        seed: int,
+        tower: bool = False,
     ) -> None:
         set_environment(cfg, device)
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
         self._spec = spec
+        most = cfg.max_model_len if tower else 0  # of frames in a prompt: no tower is loaded for 0
         self._vllm = LLMEngine.from_engine_args(
             EngineArgs(
                 model=str(checkpoint),
@@ -71,10 +83,11 @@ class Engine:
                 enforce_eager=device == "cpu",
                 block_size=CPU_BLOCK if device == "cpu" else None,
                 enable_prefix_caching=True,  # the rollouts of a group share their prompt
-                enable_mm_embeds=True,
-                limit_mm_per_prompt={"image": 0, "video": 0},  # beyond features: no tower loaded
-                worker_extension_cls=_extension(spec),
-                mm_processor_cache_gb=0,  # the object store has the features; keep no copies
+                enable_mm_embeds=not tower,
+                limit_mm_per_prompt={"image": most, "video": most},
+                mm_processor_kwargs={"do_resize": False} if tower else None,
+                worker_extension_cls="" if tower else _extension(spec),
+                mm_processor_cache_gb=0,  # the object store has the media; keep no copies
                 logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
                 generation_config="vllm",
                 use_tqdm_on_load=False,
@@ -122,18 +135,18 @@ class Engine:
         self,
         id_: str,
         prompt_ids: np.ndarray,
-        features: Sequence[Features],
+        media: Sequence[Media],
         settings: SamplingParams,
     ) -> None:
-        """Queue a request. prompt_ids: [p] with one placeholder an item of `features`.
+        """Queue a request. prompt_ids: [p] with one placeholder an item of `media`.
 
         Raises DataError, naming the request, when vLLM refuses it.
         """
         from vllm.exceptions import VLLMError
 
         prompt: dict[str, Any] = {"prompt_token_ids": prompt_ids.tolist()}
-        if features:
-            prompt["multi_modal_data"] = _media(features, self._spec)
+        if media:
+            prompt["multi_modal_data"] = multi_modal_data(media, self._spec)
         try:
             self._vllm.add_request(id_, prompt, settings)
         except (VLLMError, ValueError) as error:
@@ -247,29 +260,6 @@ def _repack_head(model: Any) -> None:
     again: on a CPU it would go on with its packed copy of the old ones."""
     head = model.get_language_model().lm_head
     head.quant_method.process_weights_after_loading(head)
-
-
-def _media(features: Sequence[Features], spec: Spec) -> dict[str, dict[str, Any]]:
-    modalities = dict.fromkeys(item.modality for item in features)
-    return {
-        modality: _items(modality, [item for item in features if item.modality == modality], spec)
-        for modality in modalities
-    }
-
-
-def _items(modality: Modality, items: Sequence[Features], spec: Spec) -> dict[str, Any]:
-    import torch
-
-    values = np.concatenate([item.values for item in items])
-    media: dict[str, Any] = {
-        f"{modality}_embeds": torch.from_numpy(values),
-        f"{modality}_grid_thw": torch.tensor([item.grid_thw for item in items]),
-    }
-    if modality == "video" and spec.tells_time:
-        media["timestamps"] = [list(item.timestamps) for item in items]
-    elif modality == "video":  # left out, vLLM takes 1.0, and every temporal position is wrong
-        media["second_per_grid_ts"] = torch.tensor([item.seconds_per_grid for item in items])
-    return media
 
 
 def _answer(output: RequestOutput) -> Answer:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from veripo_ray.errors import DataError
-from veripo_ray.policy.media import Features, Spec
+from veripo_ray.policy.media import Frames, Media, Spec
 from veripo_ray.policy.prompting import expand
 from veripo_ray.records import Rollout
 
@@ -16,11 +16,11 @@ from veripo_ray.records import Rollout
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
     """A question to the policy: prompt ids [p] int32 with one placeholder an item of media, and
-    the features of these items in the order of their placeholders."""
+    the features of these items (frames, where the tower learns) in their order."""
 
     id: str
     prompt_ids: np.ndarray
-    features: tuple[Features, ...] = ()
+    features: tuple[Media, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +33,22 @@ class Sampled:
 
 
 def checked_prompt(
-    request: SampleRequest, spec: Spec, tokenizer: Any, *, max_tokens: int, max_model_len: int
+    request: SampleRequest,
+    spec: Spec,
+    tokenizer: Any,
+    *,
+    tower: bool = False,
+    max_tokens: int,
+    max_model_len: int,
 ) -> np.ndarray:
-    """The request's expanded prompt ids [P] int32.
+    """The request's expanded prompt ids [P] int32. tower: whether the engine has one for frames.
 
     Raises DataError, naming the request, for what vLLM could not answer. Features of a wrong shape
     it would not even refuse: its engine dies of them.
     """
     name = f"request {request.id!r}"
     for item in request.features:
+        _check_kind(name, item, tower)
         _check_shape(name, item, spec)
     try:
         prompt_ids = expand(request.prompt_ids, request.features, spec, tokenizer)
@@ -62,11 +69,32 @@ def checked_prompt(
     return prompt_ids
 
 
-def _check_shape(name: str, item: Features, spec: Spec) -> None:
-    wanted = (spec.rows(item.grid_thw), spec.feature_size)
-    if item.values.shape != wanted:
+def _check_kind(name: str, item: Media, tower: bool) -> None:
+    if isinstance(item, Frames) != tower:
+        given, wanted = (
+            ("frames", "features") if isinstance(item, Frames) else ("features", "frames")
+        )
         raise DataError(
-            f"{name}: {item.modality} features of shape {item.values.shape}, but a grid of "
+            f"{name}: {given} of a {item.modality} came where the sampler takes {wanted}",
+            fix="give sampler and encoder the same learner.train_vision",
+        )
+
+
+def _check_shape(name: str, item: Media, spec: Spec) -> None:
+    given, wanted = _shapes(item, spec)
+    if given != wanted:
+        what = "frames" if isinstance(item, Frames) else "features"
+        raise DataError(
+            f"{name}: {item.modality} {what} of shape {given}, but a grid of "
             f"{item.grid_thw} patches makes {wanted}",
             fix="encode with the vision tower of the checkpoint that samples",
         )
+
+
+def _shapes(item: Media, spec: Spec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape that an item has, and the one that its grid asks for."""
+    t, h, w = item.grid_thw
+    if isinstance(item, Frames):
+        count = 1 if item.modality == "image" else t * spec.temporal_patch
+        return item.pixels.shape, (count, h * spec.patch, w * spec.patch, 3)
+    return item.values.shape, (spec.rows(item.grid_thw), spec.feature_size)

@@ -57,7 +57,8 @@ class Stats:
 class Sampler:
     """Samples groups under the policy `version`. One `sample` at a time; not for several threads.
 
-    device: 'cpu' or 'cuda'; on a GPU the engine takes `cfg.tensor_parallel` of them.
+    device: 'cpu' or 'cuda'; on a GPU the engine takes `cfg.tensor_parallel` of them. tower: whether
+    the vision tower learns; requests then come with frames, and weights with the tower's.
     """
 
     def __init__(
@@ -68,15 +69,16 @@ class Sampler:
         device: str = "cpu",
         seed: int = 0,
         version: int = 0,
+        tower: bool = False,
     ) -> None:
-        self.cfg, self.version = cfg, version
+        self.cfg, self.version, self.tower = cfg, version, tower
         self.spec = read_spec(checkpoint)
         self.tokenizer = load_tokenizer(checkpoint)
         self.state, self.stats = State.READY, Stats()
-        self._weights = _language_weights(checkpoint)
+        self._weights = _stored_weights(checkpoint, tower=tower)
         self._in_flight: dict[str, np.ndarray] = {}  # expanded prompts by request id
         self._sampling = False
-        self._engine = Engine(checkpoint, self.spec, cfg, device=device, seed=seed)
+        self._engine = Engine(checkpoint, self.spec, cfg, device=device, seed=seed, tower=tower)
 
     # --- sampling -------------------------------------------------------------------------------
 
@@ -164,6 +166,7 @@ class Sampler:
             request,
             self.spec,
             self.tokenizer,
+            tower=self.tower,
             max_tokens=max_tokens,
             max_model_len=self.cfg.max_model_len,
         )
@@ -218,11 +221,11 @@ class Sampler:
     # --- weights --------------------------------------------------------------------------------
 
     def load_weights(self, version: int, weights: Mapping[str, np.ndarray]) -> None:
-        """Replace the language model's weights in place, and drop what the old ones computed.
+        """Replace the weights that learn in place, and drop what the old ones computed.
 
-        weights: a `veripo_ray.weights` snapshot of every weight but the vision tower's, by
-        checkpoint name. Raises CheckpointError, with nothing changed, when one is missing, unknown
-        or of another shape. Any failure after that leaves the sampler STALE.
+        weights: a `veripo_ray.weights` snapshot of every weight by checkpoint name, without those
+        of a tower that does not learn. Raises CheckpointError, with nothing changed, when one is
+        missing, unknown or of another shape. Any failure after that leaves the sampler STALE.
         """
         self._refuse_unless_ready(stale_will_do=True)
         _check_weights(weights, self._weights)
@@ -251,8 +254,8 @@ class Sampler:
             )
 
 
-def _language_weights(checkpoint: str | Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the checkpoint's weights by name, without the vision tower's."""
+def _stored_weights(checkpoint: str | Path, *, tower: bool) -> dict[str, tuple[int, ...]]:
+    """Shapes of the checkpoint's weights by name, with or without the vision tower's."""
     from safetensors import safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}
@@ -260,7 +263,7 @@ def _language_weights(checkpoint: str | Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, "np") as file:
             for name in file.keys():  # noqa: SIM118 (it is no mapping)
                 shapes[name] = tuple(file.get_slice(name).get_shape())
-    return {name: shape for name, shape in shapes.items() if not name.startswith(TOWER)}
+    return {name: shape for name, shape in shapes.items() if tower or not name.startswith(TOWER)}
 
 
 def _check_weights(

@@ -11,7 +11,7 @@ import torch
 
 from veripo_ray import config
 from veripo_ray.policy.grouped import Packed, response_logprobs
-from veripo_ray.policy.media import Features
+from veripo_ray.policy.media import Features, Media
 from veripo_ray.policy.qwen_vl import QwenVL
 from veripo_ray.policy.tower import Tower
 from veripo_ray.sampler import Sampled, Sampler, SampleRequest
@@ -52,7 +52,7 @@ def request_of(sampler: Sampler) -> Callable[..., SampleRequest]:
     pads = {modality: token for token, modality in spec.placeholders.items()}
 
     def make(
-        id_: str, media: Sequence[Features] = (), seed: int = 0, words: int = 12
+        id_: str, media: Sequence[Media] = (), seed: int = 0, words: int = 12
     ) -> SampleRequest:
         rng = np.random.default_rng(seed)
         ids = [rng.choice(plain, 3)]
