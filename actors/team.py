@@ -75,7 +75,12 @@ class Team:
         )
         self.workers = [
             _actor(self.RolloutWorker, device, run.rollout.tensor_parallel).remote(
-                str(weights), run.rollout, device=device, seed=run.seed + number, version=version
+                str(weights),
+                run.rollout,
+                device=device,
+                seed=run.seed + number,
+                version=version,
+                tower=run.learner.train_vision,
             )
             for number in range(run.rollout.workers)
         ]

@@ -42,7 +42,7 @@ class Saved(Protocol):
     def publish(self, version: int) -> None: ...
 
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save(learner: Saved, folder: Path) -> None:
@@ -82,6 +82,7 @@ def _meta(learner: Saved) -> dict[str, Any]:
         "ranks": learner.world_size,
         "zero_stage": learner.cfg.zero_stage,
         "dtype": learner.cfg.dtype,
+        "train_vision": learner.cfg.train_vision,
         "version": learner.version,
     }
 
@@ -97,12 +98,14 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_differences(folder: Path, saved: dict[str, Any], own: dict[str, Any]) -> None:
-    """Optimiser states are cut by rank and stage, so these must be as they were."""
+    """Optimiser states are of the weights that learn, and cut by rank and stage, so these must be
+    as they were."""
     for name, setting in (
         ("format", "the version of veripo-ray"),
         ("ranks", "learner.ranks"),
         ("zero_stage", "learner.zero_stage"),
         ("dtype", "learner.dtype"),
+        ("train_vision", "learner.train_vision"),
     ):
         if saved[name] != own[name]:
             raise CheckpointError(

@@ -124,17 +124,21 @@ class Learner:
         features: Mapping[str, tuple[Media, ...]],
         objective: Objective,
     ) -> Stats:
-        """Gradients of the whole step. Returns the statistics, summed over all ranks."""
+        """Gradients of the whole step. Returns the statistics, summed over all ranks; media_seen:
+        clips and images that went through a tower that learns."""
         if self._stopped:
             raise self._stopped
         if not any(map(len, (row for example in examples for row in example.packed().responses))):
             raise ValueError("a step needs at least one response with a token")
         own: Stats = {}
+        seen = self.policy.seen
         for indices in rounds(examples, self.rank, self.world_size, self.cfg.micro_batch_tokens):
             packed = [examples[i].packed(features[examples[i].id]) for i in indices]
             part: Stats = {}
             self.engine.accumulate(lambda: self._loss(indices, packed, objective, part))  # noqa: B023
             _add(own, part)
+        if self.cfg.train_vision:
+            own["media_seen"] = self.policy.seen - seen
         total: Stats = {}
         for part in self._from_all(own):
             _add(total, part)

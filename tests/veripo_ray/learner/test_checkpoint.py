@@ -66,11 +66,35 @@ def test_the_saved_model_is_one_that_transformers_loads(saved, tiny_checkpoint):
     assert AutoProcessor.from_pretrained(folder / "hf").tokenizer.chat_template
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_tower_that_learns_continues_to_the_bit_and_is_saved_with_the_model(
+    stage, learner, batch_of_frames, tiny_checkpoint, tmp_path
+):
+    from transformers import AutoModelForImageTextToText
+
+    settings = {"zero_stage": stage, "train_vision": True}
+    original = learner(**settings)
+    train(original, batch_of_frames, 1)
+    original.save(tmp_path / "step-1")
+    weights = original.weights()
+    losses = train(original, batch_of_frames, 2)
+
+    resumed = learner(**settings)
+    resumed.load(tmp_path / "step-1")
+    assert train(resumed, batch_of_frames, 2) == losses
+    saved = AutoModelForImageTextToText.from_pretrained(tmp_path / "step-1" / "hf", dtype="auto")
+    before = AutoModelForImageTextToText.from_pretrained(tiny_checkpoint, dtype="auto")
+    for name, weight in saved.model.visual.named_parameters():
+        np.testing.assert_array_equal(weight.detach(), weights[f"visual.{name}"], err_msg=name)
+        assert not torch.equal(weight, before.model.visual.get_parameter(name)), name
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
         ({"zero_stage": 2}, r"learner\.zero_stage = 0, this run has 2"),
         ({"dtype": "bfloat16"}, r"learner\.dtype = float32, this run has bfloat16"),
+        ({"train_vision": True}, r"learner\.train_vision = False, this run has True"),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused_by_name(settings, named, saved, learner):

@@ -96,6 +96,7 @@ def test_a_step_of_a_tower_that_learns_is_that_of_plain_torch(
     weights, norms = expected_of_the_tower
     assert_same(trained.weights(), weights, tolerance=1e-5)  # 40,000 more, some gradients near 0
     assert [m["grad_norm"] for m in metrics] == pytest.approx(norms, rel=1e-5)
+    assert [m["media_seen"] for m in metrics] == [4] * STEPS  # of five groups one is text alone
 
 
 @pytest.mark.parametrize("settings", [{"micro_batch_tokens": 1}, {"gradient_checkpointing": True}])
