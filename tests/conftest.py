@@ -17,7 +17,7 @@ settings.load_profile("veripo")
 
 # Set before anything heavy is imported, and inherited by every process that the tests start.
 ENVIRONMENT = {
-    "CUDA_VISIBLE_DEVICES": "",
+    "CUDA_VISIBLE_DEVICES": os.environ.get("VERIPO_TEST_CUDA", ""),  # GPUs that tests may see
     "DS_ACCELERATOR": "cpu",
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

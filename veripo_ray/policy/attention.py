@@ -2,36 +2,41 @@
 
 The tokens of several groups lie in one flat row, `[prompt | r1 | r2 | prompt | r1 | ...]`, without
 padding: every token-wise operation of the model runs on it as it is. Attention alone needs to know
-who sees whom. Part one: each prompt, causally, over itself. Part two: each response over its
-prompt's keys and, causally, its own. A dense mask over the row would cost its length squared.
+who sees whom. Part one: every prompt and every response over itself, causally. Part two: all
+responses of a group, as one run of queries, over their prompt's keys, of which nobody makes copies.
+A response's two parts are merged by their log-sum-exp, which is exact; backward, each part starts
+from the merged output and log-sum-exp and the gradients add up (as in ring attention, arXiv
+2310.01889).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.autograd.function import once_differentiable
+
+from veripo_ray.policy.kernels import Three, kernels_for
+from veripo_ray.policy.runs import Runs
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where M prompts and N non-empty responses lie in a flat row of T tokens.
+    """Who sees whom in a flat row of T tokens.
 
-    prompt_MP, response_NR: int64 places of their tokens in the row, padded behind with 0.
-    prompt_of_N: int64, which prompt a response belongs to.
-    visible_N1RK: bool, which of its K = P + R keys (its prompt's, then its own) a query sees.
-    source_T: int64, where each token is found in all padded prompts followed by all responses.
+    own: every prompt and every response over itself. behind: the responses of each prompt that has
+    any token of one, together, over that prompt; None if there is none. asking_S, asked_P: int64
+    places of those responses' and those prompts' tokens.
     """
 
-    prompt_MP: Tensor
-    response_NR: Tensor
-    prompt_of_N: Tensor
-    visible_N1RK: Tensor
-    source_T: Tensor
+    own: Runs
+    behind: Runs | None
+    asking_S: Tensor
+    asked_P: Tensor
 
     @classmethod
     def of(
@@ -41,71 +46,87 @@ class Layout:
         device: torch.device | str = "cpu",
     ) -> Layout:
         """prompts: lengths, each at least 1; responses: for each prompt the lengths of its own."""
-        prompt_starts, starts, lengths, owners = [], [], [], []
-        place = 0
-        for owner, (prompt, own) in enumerate(zip(prompts, responses, strict=True)):
-            prompt_starts.append(place)
-            place += prompt
-            for length in own:
-                if length:
-                    starts.append(place)
-                    lengths.append(length)
-                    owners.append(owner)
-                place += length
-        prompt_MP, real_MP = _places(prompt_starts, prompts)
-        response_NR, real_NR = _places(starts, lengths)
-        owners_N = np.array(owners, dtype=np.int64)
-        causal_RR = np.tri(response_NR.shape[1], dtype=bool)
-        visible_NRK = np.concatenate(
-            [
-                np.broadcast_to(real_MP[owners_N][:, None], (*response_NR.shape, real_MP.shape[1])),
-                np.broadcast_to(causal_RR, (len(owners), *causal_RR.shape)),
-            ],
-            axis=2,
+        groups = [(p, sum(own)) for p, own in zip(prompts, responses, strict=True)]
+        lengths = [
+            length
+            for p, own in zip(prompts, responses, strict=True)
+            for length in (p, *own)
+            if length
+        ]
+        answered = [(prompt, own) for prompt, own in groups if own]
+        behind = None
+        if answered:
+            queries, keys = [own for _, own in answered], [prompt for prompt, _ in answered]
+            behind = Runs(queries, keys, causal=False, device=device)
+        kinds_T = np.repeat(
+            [kind for _, own in groups for kind in (1 if own else 0, 2)],
+            [length for group in groups for length in group],
         )
-        places = np.concatenate([prompt_MP[real_MP], response_NR[real_NR]])
-        real = np.concatenate([real_MP.ravel(), real_NR.ravel()])
-        source_T = np.flatnonzero(real)[np.argsort(places)]
-        arrays = (prompt_MP, response_NR, owners_N, visible_NRK[:, None], source_T)
-        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
-
-
-def _places(starts: Sequence[int], lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Runs start, start + 1, ... as rows padded to the longest with 0, and which are real."""
-    steps = np.arange(max(lengths, default=0), dtype=np.int64)
-    real = steps < np.array(lengths, dtype=np.int64)[:, None]
-    return np.where(real, np.array(starts, dtype=np.int64)[:, None] + steps, 0), real
+        asking_S, asked_P = (
+            torch.from_numpy(np.flatnonzero(kinds_T == kind)).to(device) for kind in (2, 1)
+        )
+        return cls(Runs(lengths, lengths, causal=True, device=device), behind, asking_S, asked_P)
 
 
 def grouped_attention(
     query_HTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, layout: Layout, scale: float
 ) -> Tensor:
-    """Attention output [T, H, D] of the flat row; keys and values may have fewer heads than H."""
-    heads_differ = query_HTD.shape[0] != key_HTD.shape[0]
-    query_MHPD, key_MHPD, value_MHPD = (
-        _rows(tensor, layout.prompt_MP) for tensor in (query_HTD, key_HTD, value_HTD)
-    )
-    prompts_MHPD = scaled_dot_product_attention(
-        query_MHPD, key_MHPD, value_MHPD, is_causal=True, scale=scale, enable_gqa=heads_differ
-    )
-    outputs = [prompts_MHPD.transpose(1, 2).flatten(0, 1)]
-    if layout.response_NR.numel():
-        query_NHRD, key_NHRD, value_NHRD = (
-            _rows(tensor, layout.response_NR) for tensor in (query_HTD, key_HTD, value_HTD)
-        )
-        responses_NHRD = scaled_dot_product_attention(
-            query_NHRD,
-            torch.cat([key_MHPD.index_select(0, layout.prompt_of_N), key_NHRD], dim=2),
-            torch.cat([value_MHPD.index_select(0, layout.prompt_of_N), value_NHRD], dim=2),
-            attn_mask=layout.visible_N1RK,
-            scale=scale,
-            enable_gqa=heads_differ,
-        )
-        outputs.append(responses_NHRD.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).index_select(0, layout.source_T)
+    """Attention output [T, H, D] of the flat row; keys and values may have fewer heads than H.
+
+    Differentiable once.
+    """
+    qkv = (tensor.transpose(0, 1) for tensor in (query_HTD, key_HTD, value_HTD))
+    return _Grouped.apply(*qkv, layout, scale)
 
 
-def _rows(tensor_HTD: Tensor, places_NR: Tensor) -> Tensor:
-    """[heads, T, D] -> [N, heads, R, D]."""
-    flat = tensor_HTD.index_select(1, places_NR.flatten())
-    return flat.unflatten(1, places_NR.shape).transpose(0, 1)
+class _Grouped(torch.autograd.Function):
+    """Keeps what it was given, its output and one number a head and token; no copy of any key."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float
+    ) -> Tensor:
+        kernels = kernels_for(query)
+        out_THD, lse_HT = kernels.forward((query, key, value), layout.own, scale)
+        if layout.behind is not None:
+            part = _part((query, key, value), layout)
+            more_SHD, more_HS = kernels.forward(part, layout.behind, scale)
+            _merge(out_THD, lse_HT, more_SHD, more_HS, layout.asking_S)
+        ctx.save_for_backward(query, key, value, out_THD, lse_HT)
+        ctx.layout, ctx.scale = layout, scale
+        return out_THD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:
+        *qkv, out_THD, lse_HT = ctx.saved_tensors
+        layout, kernels = ctx.layout, kernels_for(grad_THD)
+        grads = kernels.backward(grad_THD, tuple(qkv), out_THD, lse_HT, layout.own, ctx.scale)
+        if layout.behind is not None:
+            asking = layout.asking_S
+            more = kernels.backward(
+                grad_THD[asking], _part(tuple(qkv), layout), out_THD[asking], lse_HT[:, asking],
+                layout.behind, ctx.scale,
+            )  # fmt: skip
+            places = (asking, layout.asked_P, layout.asked_P)
+            for whole, rows, part in zip(grads, places, more, strict=True):
+                whole.index_add_(0, rows, part)
+        return *grads, None, None
+
+
+def _part(qkv: Three, layout: Layout) -> Three:
+    """Queries of the responses, keys and values of the prompts."""
+    query, key, value = qkv
+    return query[layout.asking_S], key[layout.asked_P], value[layout.asked_P]
+
+
+def _merge(
+    out_THD: Tensor, lse_HT: Tensor, more_SHD: Tensor, more_HS: Tensor, places_S: Tensor
+) -> None:
+    """Make out and lse, at these places, those of both parts' keys under one softmax."""
+    own_HS = lse_HT[:, places_S]
+    both_HS = torch.logaddexp(own_HS, more_HS)
+    share_SH1, more_share_SH1 = ((x - both_HS).exp().t()[..., None] for x in (own_HS, more_HS))
+    merged_SHD = out_THD[places_S] * share_SH1 + more_SHD * more_share_SH1
+    out_THD[places_S] = merged_SHD.to(out_THD.dtype)
+    lse_HT[:, places_S] = both_HS

@@ -75,15 +75,12 @@ def response_scores(
     _refuse_banned(packed, policy.banned_token_ids)
     rows_NH, targets_N = _predicting_rows(policy, packed)
     head = _Head(policy, temperature, entropy)
-    pieces = [
-        _recomputed(head, rows_NH[i : i + chunk], targets_N[i : i + chunk])
-        for i in range(0, len(targets_N), chunk)
-    ]
-    logprobs = torch.cat([piece[0] for piece in pieces]) if pieces else rows_NH.new_zeros(0).float()
+    chunks = zip(rows_NH.split(chunk), targets_N.split(chunk), strict=True)
+    pieces = [_recomputed(head, *each) for each in chunks]
+    logprobs = _unpack(torch.cat([piece[0] for piece in pieces]), packed)
     if not entropy:
-        return Scores(_unpack(logprobs, packed), None)
-    entropies = torch.cat([p[1] for p in pieces]) if pieces else logprobs.detach()
-    return Scores(_unpack(logprobs, packed), _unpack(entropies, packed))
+        return Scores(logprobs, None)
+    return Scores(logprobs, _unpack(torch.cat([piece[1] for piece in pieces]), packed))
 
 
 def micro_batches(packed: Sequence[Packed], token_budget: int) -> list[list[int]]:

@@ -94,7 +94,7 @@ def test_a_step_of_a_tower_that_learns_is_that_of_plain_torch(
     trained = learner(train_vision=True, **settings)
     metrics = steps(trained, batch_of_frames)
     weights, norms = expected_of_the_tower
-    assert_same(trained.weights(), weights, tolerance=1e-5)  # 40,000 more, some gradients near 0
+    assert_same(trained.weights(), weights, tolerance=4e-5)  # Adam enlarges rounding near 0
     assert [m["grad_norm"] for m in metrics] == pytest.approx(norms, rel=1e-5)
     assert [m["media_seen"] for m in metrics] == [4] * STEPS  # of five groups one is text alone
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from veripo_ray.errors import DataError
 from veripo_ray.policy.grouped import (
@@ -140,6 +142,33 @@ def test_the_backward_pass_keeps_no_logits(policy, groups):
     vocabulary = policy.spec.vocab_size
     assert kept
     assert not [shape for shape in kept if len(shape) == 2 and shape[1] == vocabulary]
+
+
+class Widest(TorchDispatchMode):
+    """Rows of the tallest tensor that has a number for every word of the vocabulary."""
+
+    def __init__(self, head: torch.Tensor) -> None:
+        super().__init__()
+        self.shapes = {head.shape, head.mT.shape}  # the weights, and their gradient
+        self.vocabulary = head.shape[0]
+        self.rows = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            shape = getattr(tensor, "shape", ())
+            if self.vocabulary in shape and shape not in self.shapes:
+                self.rows = max(self.rows, shape.numel() // self.vocabulary)
+        return result
+
+
+@pytest.mark.parametrize("chunk", [5, 15])
+def test_no_pass_ever_holds_logits_of_more_tokens_than_a_chunk(policy, groups, chunk):
+    assert sum(len(response) for group in groups for response in group.responses) > 4 * chunk
+    with Widest(policy.model.lm_head.weight) as widest:
+        scores = response_scores(policy, groups, chunk=chunk, entropy=True)
+        weighted(scores.logprobs, groups).backward()
+    assert widest.rows == chunk
 
 
 def test_what_stands_beside_a_group_in_the_batch_does_not_matter(policy, groups):
