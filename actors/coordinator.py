@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import ray
 
+from actors.batches import Drawn, RolloutBatch, RolloutBatches
+from actors.dealing import Dealt
 from actors.feed import Feed, Task
 from actors.judging import Judging, judge_groups
 from actors.pairing import PairStream
@@ -97,19 +99,23 @@ class Coordinator:
 
     async def _explore(self, phase: config.GrpoPhase) -> None:
         """Group-Slow-Search. Groups are sampled, rewarded and learned from; the verifier judges
-        them meanwhile."""
+        them meanwhile. With staleness 1 the next ones are sampled while the learner steps."""
         if not len(self.state.order):
             self._begin_exploring(phase)
         if phase.kl_coef:
             await self._refit_reference()
-        while tasks := await self._next_tasks(phase):
-            groups = await self._sample_rewarded(tasks)
-            self.book.journals.groups.append(groups)
-            await self.judging.submit(groups)
-            await self._learn(groups, tasks, phase)
-            await self._publish("grpo")
-            self.state.step += 1
-            await self._after_step()
+        async with aclosing(self._rollout_batches(phase)) as batches:
+            while batch := await batches.next():
+                groups = await self._rewarded(batch)
+                self.book.journals.groups.append(groups)
+                await self.judging.submit(groups)
+                await self._learn(groups, batch.tasks, phase)
+                await batches.settled()
+                await self._publish("grpo")
+                if phase.staleness:
+                    self.book.measured(await self._measure_gap(batch.tasks))
+                self.state.step, self.state.cursor = self.state.step + 1, batch.cursor
+                await self._after_step()
 
     async def _align(self, phase: config.DpoPhase) -> None:
         """Pair-Fast-Align. The reference takes the weights that enter; verified pairs stream
@@ -145,8 +151,7 @@ class Coordinator:
             if not tasks:
                 continue
             if not answered:
-                gap = await self.team.measure_gap(tasks[0], self.settings.max_logprob_gap)
-                self._note_gap({"logprob_gap_max": gap})
+                await self._measure_gap(tasks)
                 if not self.state.stages:
                     await self._begin_samples(tasks)
             self.book.show(phase="evaluation", step=answered, steps=sum(map(len, batches)))
@@ -165,18 +170,20 @@ class Coordinator:
 
     # --- parts of a step
 
-    async def _sample_rewarded(self, tasks: Sequence[Task]) -> list[Group]:
-        """One group a task, in the order of the tasks, with r_a + r_f for every rollout. A group
-        with an answer that could not be scored is left out: no reward is ever made up."""
-        started = time.monotonic()
-        prefix = f"{self.state.iteration}.{self.state.phase_index}.{self.state.step}"
+    async def _sample(self, tasks: Sequence[Task], step: int) -> list[Group]:
+        """One group a task, in the order of the tasks."""
+        prefix = f"{self.state.iteration}.{self.state.phase_index}.{step}"
         sampled = {group.question.id: group async for group in self.team.explore(tasks, prefix)}
-        seconds = time.monotonic() - started
-        in_order = [sampled[task.question.id] for task in tasks]
-        groups = [g for g in await asyncio.to_thread(_all_rewarded, in_order) if g]
-        self.state.spend("grpo", "sampling", seconds)
-        self.state.spend("grpo", "rewards", time.monotonic() - started - seconds)
-        self.book.sampled(groups, seconds, lost=len(tasks) - len(groups))
+        return [sampled[task.question.id] for task in tasks]
+
+    async def _rewarded(self, batch: RolloutBatch) -> list[Group]:
+        """The batch's groups with r_a + r_f for every rollout. A group with an answer that could
+        not be scored is left out: no reward is ever made up."""
+        started = time.monotonic()
+        groups = [g for g in await asyncio.to_thread(_all_rewarded, batch.groups) if g]
+        self.state.spend("grpo", "sampling", batch.waited)
+        self.state.spend("grpo", "rewards", time.monotonic() - started)
+        self.book.sampled(groups, batch.seconds, lost=len(batch.groups) - len(groups))
         for group in groups:
             accuracies = [reward.accuracy for reward in group.rewards]
             row = self.train.row_of(group.question.id)
@@ -186,25 +193,64 @@ class Coordinator:
     async def _learn(
         self, groups: Sequence[Group], tasks: Sequence[Task], phase: config.GrpoPhase
     ) -> None:
-        """Optimiser steps on one rollout batch. Only its first is on-policy to the bit, so there
-        the rollout worker's log-probabilities are held against the learner's own."""
+        """Optimiser steps on one rollout batch. The first is the one that may be on-policy to the
+        bit; there the rollout worker's log-probabilities are held against the learner's own."""
         by_question = {task.question.id: task.features for task in tasks}
         features = {group.id: by_question[group.question.id] for group in groups}
-        limit: float | None = self.settings.max_logprob_gap
-        for _ in range(phase.epochs):
-            for batch in _batches(groups, phase.train_batch):
-                informative = [g for g in batch if not phase.filter_groups or _informative(g)]
-                if not informative:
-                    self.book.learned({}, kept=0.0)
-                    continue
-                started = time.monotonic()
-                metrics = await self.team.grpo_step(informative, features, phase, limit)
-                self.state.spend("grpo", "learning", time.monotonic() - started)
-                self.state.count("grpo", sum(len(group.rollouts) for group in informative))
-                if limit is not None:
-                    self._note_gap(metrics)
-                self.book.learned(metrics, kept=len(informative) / len(batch))
-                limit = None
+        steps = [
+            (batch, [g for g in batch if not phase.filter_groups or _informative(g)])
+            for _ in range(phase.epochs)
+            for batch in _batches(groups, phase.train_batch)
+        ]
+        first = next((kept for _, kept in steps if kept), [])
+        limit = await self._limit_of_first_step(groups, first, features, phase)
+        proximal: Mapping[str, Any] = {}
+        if phase.corrects_importance and phase.steps_per_batch > 1:
+            proximal = await self.team.score(groups, features, phase)
+        for batch, kept in steps:
+            if not kept:
+                self.book.learned({}, kept=0.0)
+                continue
+            started = time.monotonic()
+            metrics = await self.team.grpo_step(kept, features, phase, limit, proximal)
+            self.state.spend("grpo", "learning", time.monotonic() - started)
+            self.state.count("grpo", sum(len(group.rollouts) for group in kept))
+            if limit is None:  # the policies differ by more than the engines
+                metrics = {name: value for name, value in metrics.items() if "gap" not in name}
+            self._note_gap(metrics.get("logprob_gap_max", 0.0))
+            self.book.learned(metrics, kept=len(kept) / len(batch))
+            limit = None
+
+    async def _limit_of_first_step(
+        self,
+        groups: Sequence[Group],
+        first: Sequence[Group],
+        features: Mapping[str, Any],
+        phase: config.GrpoPhase,
+    ) -> float | None:
+        """How far the rollout worker may be from the learner in the first step, on groups `first`.
+
+        None for rollouts of older weights: their gap was measured when these came. No sync goes
+        unmeasured: when the step will see no video, a group that has one is scored before it.
+        """
+        versions = [rollout.policy_version for group in groups for rollout in group.rollouts]
+        age = self.state.version - min(versions, default=self.state.version)
+        assert 0 <= age <= phase.staleness, f"rollouts are {age} versions old"
+        if age:
+            return None
+        limit = self.settings.max_logprob_gap
+        witness = _with_video(groups, key=lambda group: group.question) if groups else None
+        if witness and bool(witness.question.video) not in {bool(g.question.video) for g in first}:
+            self._note_gap(await self.team.gap_of([witness], features, limit))
+        return limit
+
+    async def _measure_gap(self, tasks: Sequence[Task]) -> float:
+        """Both sides score a group of one of these questions, sampled for it, in the same version:
+        of the first that has a video, if one has."""
+        task = _with_video(tasks, key=lambda task: task.question)
+        gap = await self.team.measure_gap(task, self.settings.max_logprob_gap)
+        self._note_gap(gap)
+        return gap
 
     async def _learn_pairs(self, batch: Sequence[Pair], phase: config.DpoPhase) -> None:
         features = {pair.id: await self._features_of(pair.question) for pair in batch}
@@ -287,18 +333,27 @@ class Coordinator:
                 fix="give more questions, or lower grpo.rollout_batch or curriculum.drop_solved",
             )
 
-    async def _next_tasks(self, phase: config.GrpoPhase) -> list[Task]:
-        """The next rollout batch of usable questions; empty when the phase is over."""
-        state = self.state
+    def _rollout_batches(self, phase: config.GrpoPhase) -> RolloutBatches:
+        return RolloutBatches(
+            lambda step, cursor: self._draw(phase, step, cursor),
+            self._sample,
+            staleness=phase.staleness,
+            step=self.state.step,
+            cursor=self.state.cursor,
+        )
+
+    async def _draw(self, phase: config.GrpoPhase, step: int, cursor: int) -> Drawn | None:
+        """The usable questions of a rollout batch; None when the phase is over."""
+        order = self.state.order
         tasks: list[Task] = []
-        if state.step >= self._grpo_steps(phase):
-            return []
-        while len(tasks) < phase.rollout_batch and state.cursor < len(state.order):
-            rows = state.order[state.cursor :][: phase.rollout_batch - len(tasks)]
-            state.cursor += len(rows)
+        if step >= self._grpo_steps(phase):
+            return None
+        while len(tasks) < phase.rollout_batch and cursor < len(order):
+            rows = order[cursor:][: phase.rollout_batch - len(tasks)]
+            cursor += len(rows)
             tasks += await self.feed.tasks(self.train.take(rows))
-        self.feed.prefetch(self.train.take(state.order[state.cursor :][: phase.rollout_batch]))
-        return tasks if len(tasks) == phase.rollout_batch else []
+        self.feed.prefetch(self.train.take(order[cursor:][: phase.rollout_batch]))
+        return Drawn(tasks, cursor) if len(tasks) == phase.rollout_batch else None
 
     def _heldout_batches(self) -> list[range]:
         """Rows of the held-out questions that an evaluation asks."""
@@ -347,9 +402,8 @@ class Coordinator:
         await self.team.publish(self.state.version)
         self.state.spend(kind, "weight sync", time.monotonic() - started)
 
-    def _note_gap(self, metrics: Mapping[str, float]) -> None:
-        if (gap := metrics.get("logprob_gap_max")) is not None:
-            self.state.logprob_gap_max = max(self.state.logprob_gap_max, gap)
+    def _note_gap(self, gap: float) -> None:
+        self.state.logprob_gap_max = max(self.state.logprob_gap_max, gap)
 
     def _spend_pairing(self, stream: PairStream) -> None:
         """What a pair cost before the learner saw it: its verdicts, building, reference scores."""
@@ -399,6 +453,10 @@ class Coordinator:
     async def status(self) -> Status:
         return self.book.status()
 
+    async def deal(self, sampling: str) -> Dealt | None:
+        """The next question of a sampling, for the rollout worker that has room for it."""
+        return self.team.deal(sampling)
+
     async def stop(self) -> None:
         """Finish the step in progress, write a checkpoint, and end `run` with 'stopped'."""
         self.stopping = True
@@ -416,6 +474,11 @@ def _rewarded(group: Group) -> Group | None:
         log.warning("group %s is left out: %s", group.id, error)
         return None
     return group.model_copy(update={"rewards": rewards})
+
+
+def _with_video(items: Sequence[T], key: Callable[[T], Question]) -> T:
+    """The first of these whose question has a video; the first of all when none has."""
+    return next((item for item in items if key(item).video), items[0])
 
 
 def _informative(group: Group) -> bool:

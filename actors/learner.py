@@ -92,6 +92,13 @@ class LearnerRank:
         rows = ray.get(pairs[0])
         return self.learner.dpo_step(rows, self._own(rows, features), cfg)
 
+    def score(
+        self, groups: Sequence[ray.ObjectRef], features: Mapping[str, ray.ObjectRef]
+    ) -> dict[str, list[np.ndarray]]:
+        """See `Learner.score`: this rank's share; groups as for `grpo_step`."""
+        rows = ray.get(groups[0])
+        return self.learner.score(rows, self._own(rows, features))
+
     def logprobs(
         self, groups: Sequence[Group], features: Mapping[str, ray.ObjectRef]
     ) -> dict[str, list[np.ndarray]]:

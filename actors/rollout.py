@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import ray
 
+from actors.dealing import Dealt, requests
 from veripo_ray import config
-from veripo_ray.sampler import Sampled, Sampler, SampleRequest
+from veripo_ray.sampler import Sampled, Sampler
 
 
 class RolloutWorker:
@@ -42,22 +42,15 @@ class RolloutWorker:
         return self.sampler.version
 
     def sample(
-        self,
-        ids: Sequence[str],
-        prompt_ids: Sequence[np.ndarray],
-        features: Sequence[ray.ObjectRef],
-        **sampling: Any,
+        self, share: Sequence[Dealt], dealer: Any = None, name: str = "", **sampling: Any
     ) -> Iterator[Sampled]:
         """Yield each question's group as it finishes; `sampling` is that of `Sampler.sample`.
 
-        features: one reference a question, to its tuple of Features. Equal arguments and a seed
-        give equal groups, so that a task that Ray runs again repeats itself.
+        share: questions to begin with; dealer: who has more of them for the sampling `name`, see
+        `actors.dealing`. Equal questions in equal order and a seed give equal groups; with
+        `seed_each` a question gives an equal group whoever asks it, and when.
         """
-        requests = (
-            SampleRequest(id_, prompt, ray.get(reference))
-            for id_, prompt, reference in zip(ids, prompt_ids, features, strict=True)
-        )
-        yield from self.sampler.sample(requests, **sampling)
+        yield from self.sampler.sample(requests(share, dealer, name), **sampling)
 
     def load_weights(self, version: int, weights: Sequence[ray.ObjectRef]) -> int:
         """Take the learner's weights (one reference in a list); returns their version."""

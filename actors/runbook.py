@@ -154,10 +154,14 @@ class RunBook:
         }
 
     def learned(self, metrics: Mapping[str, float], kept: float | None = None) -> None:
-        """Metrics of one optimiser step, and the share of groups that taught something. A gap is
-        one only where rollouts and weights are of one version: in the first of a rollout batch."""
-        values = {k: v for k, v in metrics.items() if not (self._learned and "gap" in k)}
-        self._learned.append(values if kept is None else {**values, "informative_groups": kept})
+        """Metrics of one optimiser step, and the share of groups that taught something."""
+        self._learned.append(
+            dict(metrics) if kept is None else {**metrics, "informative_groups": kept}
+        )
+
+    def measured(self, gap: float) -> None:
+        """The log-probability gap of a group that was sampled for it, after this step's sync."""
+        self._step_values["logprob_gap_max"] = gap
 
     def step_done(self) -> None:
         """One rollout batch (grpo) or one batch of pairs (dpo) is behind us."""

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.calls import late, result_of, results_of
+from actors.calls import result_of, results_of
+from actors.dealing import Dealer, Dealt
 from actors.encoder import Encoder
 from actors.feed import Task
 from actors.learner import LearnerRank
@@ -28,6 +29,7 @@ from veripo_ray.precision import gap_error
 from veripo_ray.records import Group, Pair, Question
 from veripo_ray.video.decode import Clip
 
+GAP_TOKENS = 64  # of a group sampled for the gap alone: enough to cross blocks of the KV cache
 START_TIMEOUT_S = 600.0  # a 7B checkpoint from a slow disk; a hang is an error, not a wait
 
 
@@ -44,6 +46,7 @@ class Team:
         self.run, self.checkpoint = run, checkpoint
         self.tokenizer = load_tokenizer(checkpoint)
         self.spec = read_spec(checkpoint)
+        self._dealer = Dealer(run.rollout.max_num_seqs, run.call_timeout_s)
 
     @classmethod
     async def start(
@@ -168,7 +171,7 @@ class Team:
 
     def explore(self, tasks: Sequence[Task], prefix: str) -> AsyncIterator[Group]:
         """Groups of G rollouts, each as soon as it is finished."""
-        return self._sample(tasks, prefix, self.workers, **self._exploring(prefix))
+        return self._dealer.groups(tasks, prefix, self.workers, self._exploring(prefix))
 
     def _exploring(self, prefix: str) -> dict[str, Any]:
         rollout = self.run.rollout
@@ -176,7 +179,7 @@ class Team:
             "n": rollout.group_size,
             "temperature": rollout.temperature,
             "max_tokens": rollout.max_tokens,
-            "seed": self._seed(prefix),
+            **self._seeding(prefix),
         }
 
     def evaluate(
@@ -188,55 +191,19 @@ class Team:
             "temperature": cfg.temperature,
             "max_tokens": cfg.max_tokens,
             "repetition_penalty": cfg.repetition_penalty,
-            "seed": self._seed(prefix),
+            **self._seeding(prefix),
         }
-        return self._sample(tasks, prefix, self.workers, **sampling)
+        return self._dealer.groups(tasks, prefix, self.workers, sampling)
 
-    def _seed(self, prefix: str) -> int:
-        """Equal for the same work of the same run: what is done again is sampled alike."""
-        return zlib.crc32(f"{self.run.seed}/{prefix}".encode())
+    def _seeding(self, prefix: str) -> dict[str, Any]:
+        """Equal for the same work of the same run: what is done again is sampled alike. Where it
+        is not known beforehand which of several workers asks a question, each has its own seed."""
+        seed = zlib.crc32(f"{self.run.seed}/{prefix}".encode())
+        return {"seed": seed, "seed_each": len(self.workers) > 1}
 
-    async def _sample(
-        self, tasks: Sequence[Task], prefix: str, workers: Sequence[Any], **sampling: Any
-    ) -> AsyncIterator[Group]:
-        """Deal the tasks out to the workers and merge their streams."""
-        questions = {task.question.id: task.question for task in tasks}
-        results: asyncio.Queue[Any] = asyncio.Queue()
-        shares = [tasks[n :: len(workers)] for n in range(len(workers))]
-        readers = [
-            asyncio.create_task(self._read(worker, share, sampling, results))
-            for worker, share in zip(workers, shares, strict=True)
-            if share
-        ]
-        try:
-            for _ in tasks:
-                sampled = await _first(results, readers, self.run.call_timeout_s)
-                yield Group(
-                    id=f"{prefix}.{sampled.id}",
-                    question=questions[sampled.id],
-                    prompt_ids=sampled.prompt_ids,
-                    rollouts=sampled.rollouts,
-                )
-        finally:
-            for reader in readers:
-                reader.cancel()
-
-    async def _read(
-        self,
-        worker: Any,
-        share: Sequence[Task],
-        sampling: Mapping[str, Any],
-        results: asyncio.Queue[Any],
-    ) -> None:
-        """Bring one worker's groups to the queue as they finish."""
-        stream = worker.sample.options(num_returns="streaming").remote(
-            [task.question.id for task in share],
-            [task.prompt_ids for task in share],
-            [task.features for task in share],
-            **sampling,
-        )
-        async for reference in stream:
-            await results.put(await self._one(reference, "sampling a group"))
+    def deal(self, sampling: str) -> Dealt | None:
+        """The next question of a sampling, for the rollout worker that asks."""
+        return self._dealer.deal(sampling)
 
     # --- learning
 
@@ -246,16 +213,28 @@ class Team:
         features: Mapping[str, Any],
         phase: config.Grpo,
         max_gap: float | None,
+        proximal: Mapping[str, Sequence[np.ndarray]],
     ) -> dict[str, float]:
-        """One optimiser step on all these groups; every rank takes its share of them."""
+        """One optimiser step on all these groups; every rank takes its share of them. proximal:
+        what `score` gave before the first of several steps on one rollout batch, else empty."""
         wanted = {group.id: features[group.id] for group in groups}
         reference = None
         if phase.kl_coef:
             call = self.reference.logprobs.remote(groups, wanted)
             reference = await self._one(call, "scoring by the reference")
-        rows = ray.put([_train_group(group, phase, reference) for group in groups])
+        rows = ray.put([_train_group(group, phase, reference, proximal) for group in groups])
         steps = [rank.grpo_step.remote([rows], wanted, phase, max_gap) for rank in self.ranks]
         return (await self._all(steps, "a grpo step"))[0]
+
+    async def score(
+        self, groups: Sequence[Group], features: Mapping[str, Any], phase: config.Grpo
+    ) -> dict[str, list[np.ndarray]]:
+        """Log-probabilities of every response under the learner's present weights, by group id;
+        every rank takes its share of the groups."""
+        rows = ray.put([_train_group(group, phase, None, {}) for group in groups])
+        calls = [rank.score.remote([rows], features) for rank in self.ranks]
+        parts = await self._all(calls, "scoring by the learner")
+        return {id_: rows for part in parts for id_, rows in part.items()}
 
     async def dpo_step(
         self, pairs: Sequence[Pair], features: Mapping[str, Any], phase: config.Dpo
@@ -293,21 +272,36 @@ class Team:
         return answers[0][1]
 
     async def measure_gap(self, task: Task, limit: float) -> float:
-        """Every rollout worker samples one group and the learner scores it under the same version:
-        the largest difference of a token's log-probability. PrecisionError above `limit`."""
-        gaps = [await self._gap(worker, task) for worker in self.workers]
-        if not max(gaps) <= limit:
-            raise gap_error(task.question.id, max(gaps), limit)
-        return max(gaps)
-
-    async def _gap(self, worker: Any, task: Task) -> float:
+        """Every rollout worker samples one group, of GAP_TOKENS at most, and the learner scores
+        them under the same version: see `gap_of`."""
         sampling = self._exploring("gap")
-        (group,) = [group async for group in self._sample([task], "gap", [worker], **sampling)]
-        features = {group.id: task.features}
-        calls = [rank.logprobs.remote([group], features) for rank in self.ranks]
-        scores = await self._all(calls, "scoring by the learner")
-        pairs = zip(scores[0][group.id], group.rollouts, strict=True)
-        return max(float(np.abs(ours - rollout.logprobs).max()) for ours, rollout in pairs)
+        sampling["max_tokens"] = min(sampling["max_tokens"], GAP_TOKENS)
+        probes = [
+            self._one_group(task, f"gap.{number}", worker, sampling)
+            for number, worker in enumerate(self.workers)
+        ]
+        groups = await asyncio.gather(*probes)
+        return await self.gap_of(groups, {group.id: task.features for group in groups}, limit)
+
+    async def _one_group(
+        self, task: Task, prefix: str, worker: Any, sampling: Mapping[str, Any]
+    ) -> Group:
+        groups = self._dealer.groups([task], prefix, [worker], sampling)
+        (group,) = [group async for group in groups]
+        return group
+
+    async def gap_of(
+        self, groups: Sequence[Group], features: Mapping[str, Any], limit: float
+    ) -> float:
+        """The largest difference between a token's log-probability at the rollout worker and at
+        the learner, over groups of the learner's present version. PrecisionError above `limit`."""
+        calls = [rank.logprobs.remote(groups, features) for rank in self.ranks]
+        scores = (await self._all(calls, "scoring by the learner"))[0]
+        gaps = {group.id: _gap(scores[group.id], group) for group in groups}
+        worst = max(gaps, key=lambda id_: gaps[id_])
+        if not gaps[worst] <= limit:
+            raise gap_error(worst, gaps[worst], limit)
+        return gaps[worst]
 
     async def save(self, folder: Path) -> None:
         saves = [rank.save.remote(str(folder)) for rank in self.ranks]
@@ -323,25 +317,18 @@ def _actor(kind: type, device: str, gpus: int) -> Any:
     return ray.remote(kind).options(num_cpus=1, num_gpus=gpus if device == "cuda" else 0)
 
 
-async def _first(
-    results: asyncio.Queue[Any], readers: Sequence[asyncio.Task[None]], limit_s: float
-) -> Any:
-    """The next finished group; a worker that failed raises here instead of leaving us waiting."""
-    getting = asyncio.create_task(results.get())
-    working: set[asyncio.Task[Any]] = {getting, *readers}
-    while not getting.done():
-        done, working = await asyncio.wait(
-            working, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        if not done:
-            raise late("sampling a group", limit_s)
-        for task in done:
-            task.result()
-    return getting.result()
+def _gap(scores: Sequence[np.ndarray], group: Group) -> float:
+    """The largest difference of a token's log-probability; NaN counts as infinite."""
+    both = zip(scores, group.rollouts, strict=True)
+    gaps = [np.abs(ours - rollout.logprobs).max(initial=0.0) for ours, rollout in both]
+    return float(np.nan_to_num(gaps, nan=np.inf).max())
 
 
 def _train_group(
-    group: Group, phase: config.Grpo, reference: Mapping[str, Sequence[np.ndarray]] | None
+    group: Group,
+    phase: config.Grpo,
+    reference: Mapping[str, Sequence[np.ndarray]] | None,
+    proximal: Mapping[str, Sequence[np.ndarray]],
 ) -> TrainGroup:
     rewards = [reward.total for reward in group.rewards]
     return TrainGroup(
@@ -351,6 +338,7 @@ def _train_group(
         old_logprobs=[rollout.logprobs for rollout in group.rollouts],
         advantages=group_advantages(rewards, phase.advantage),
         ref_logprobs=reference[group.id] if reference else None,
+        proximal_logprobs=proximal.get(group.id),
     )
 
 

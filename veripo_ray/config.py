@@ -115,6 +115,27 @@ class Grpo(Settings):
     filter_groups: bool = Field(
         True, description="leave out groups that are all right or all wrong"
     )
+    staleness: Literal[0, 1] = Field(
+        0, description="1: sample the next rollout batch while the learner steps on this one [ours]"
+    )
+    truncated_importance: bool | None = Field(
+        None,
+        description="weigh tokens by min(learner / rollout worker, importance_cap); None: with "
+        "staleness [ours]",
+    )
+    importance_cap: Annotated[float, Field(ge=1)] = 2.0  # [ours]
+
+    @property
+    def corrects_importance(self) -> bool:
+        """Whether truncated importance sampling is on."""
+        if self.truncated_importance is None:
+            return self.staleness > 0
+        return self.truncated_importance
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimiser steps on one rollout batch."""
+        return self.epochs * -(-self.rollout_batch // self.train_batch)
 
 
 class Dpo(Settings):

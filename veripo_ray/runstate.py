@@ -62,11 +62,10 @@ class RunState(BaseModel):
     metrics_size: int = 0
 
     def spend(self, phase: str, part: str, seconds: float) -> None:
-        """Count wall seconds of one part of the work for the phase and for the run."""
+        """Count wall seconds of one part of the work. `seconds`, the phase's, go by laps."""
         cost = self.cost.get(phase) or Cost(samples=0, parts={})
         parts = {**cost.parts, part: cost.parts.get(part, 0.0) + seconds}
         self.cost[phase] = Cost(samples=cost.samples, parts=parts)
-        self.seconds += seconds
 
     def count(self, phase: str, samples: int) -> None:
         """Count samples trained on."""

@@ -32,9 +32,11 @@ class _Team(Team):
     stop_at: int | None = None  # a stop is asked for during this learning step
 
     @classmethod
-    async def start(cls, run: config.Run, checkpoint: Path, **_: Any) -> _Team:
+    async def start(cls, run: config.Run, checkpoint: Path, *, version: int, **_: Any) -> _Team:
         team = cls.__new__(cls)
         team.run, team.steps = run, 0
+        team.version, team.measured = version, set()
+        cls.coordinator.fake = team
         return team
 
     async def encode(self, question: Question) -> Any:
@@ -51,24 +53,39 @@ class _Team(Team):
 
     async def explore(self, tasks: Sequence[Task], prefix: str) -> AsyncIterator[Group]:
         for task in reversed(tasks):  # groups come as they finish
-            yield _group(task, prefix, self.run.rollout.group_size)
+            yield _group(task, prefix, self.run.rollout.group_size, self.version)
+            await asyncio.sleep(0)
 
     async def evaluate(
         self, tasks: Sequence[Task], cfg: config.Evaluation, prefix: str
     ) -> AsyncIterator[Group]:
         for task in tasks:
-            yield _group(task, prefix, 1)
+            yield _group(task, prefix, 1, self.version)
 
     async def measure_gap(self, task: Task, limit: float) -> float:
+        self.measured.add((self.version, bool(task.question.video)))
         return 0.0
 
-    async def grpo_step(self, *_: Any) -> dict[str, float]:
+    async def gap_of(self, groups: Sequence[Group], features: Any, limit: float) -> float:
+        self.measured |= {(self.version, bool(group.question.video)) for group in groups}
+        return 0.0
+
+    async def score(self, groups: Sequence[Group], *_: Any) -> dict[str, Any]:
+        return {group.id: [] for group in groups}
+
+    async def grpo_step(
+        self, groups: Sequence[Group], features: Any, phase: Any, limit: Any, proximal: Any
+    ) -> dict[str, float]:
         self.steps += 1
+        await asyncio.sleep(0)
+        if limit is not None:
+            await self.gap_of(groups, features, limit)
         if self.steps == self.stop_at:
             await self.coordinator.stop()
         return {"loss": 0.0}
 
-    async def publish(self, version: int) -> None: ...
+    async def publish(self, version: int) -> None:
+        self.version = version
 
     async def save(self, folder: Path) -> None:
         (folder / "hf").mkdir(parents=True)
@@ -76,12 +93,12 @@ class _Team(Team):
     def close(self) -> None: ...
 
 
-def _group(task: Task, prefix: str, n: int) -> Group:
+def _group(task: Task, prefix: str, n: int, version: int) -> Group:
     number = int(task.question.id[1:])
     right = [True] + [bool(number % 2)] * (n - 1)
     texts = [RESPONSE.format(number if good else number + 1000) for good in right]
     rollouts = [
-        Rollout(text=t, token_ids=[3], logprobs=[0.0], finish_reason="stop", policy_version=0)
+        Rollout(text=t, token_ids=[3], logprobs=[0.0], finish_reason="stop", policy_version=version)
         for t in texts
     ]
     return Group(
@@ -107,8 +124,9 @@ def _no_lingering(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leading, "LINGER_S", 3600.0)
 
 
-def _settings(output: Path) -> config.Run:
-    grpo = config.GrpoPhase(rollout_batch=4, train_batch=4, filter_groups=False)
+def _settings(output: Path, **phase: Any) -> config.Run:
+    plain = {"rollout_batch": 4, "train_batch": 4, "filter_groups": False}
+    grpo = config.GrpoPhase(**plain | phase)
     return config.Run(
         model="tinyworld",
         output=output,
@@ -120,16 +138,30 @@ def _settings(output: Path) -> config.Run:
     )
 
 
-def _lead(output: Path, *, resume: bool = False, stop_at: int | None = None) -> str:
+def _lead(
+    output: Path,
+    *,
+    resume: bool = False,
+    stop_at: int | None = None,
+    videos: Sequence[int] = (),
+    **phase: Any,
+) -> str:
     rows = [
-        Question(id=f"q{n}", text="?", kind=Kind.NUMERIC, gold=str(n)) for n in range(QUESTIONS)
+        Question(
+            id=f"q{n}",
+            text="?",
+            kind=Kind.NUMERIC,
+            gold=str(n),
+            video=f"{n}.mp4" if n in videos else None,
+        )
+        for n in range(QUESTIONS)
     ]
     train = QuestionTable.write(output / "questions" / "train", rows)
     heldout = QuestionTable.write(output / "questions" / "heldout", rows[:5])
 
     async def run() -> str:
         leader = Coordinator(
-            _settings(output),
+            _settings(output, **phase),
             checkpoint=Path(),
             train=train,
             heldout=heldout,
@@ -173,6 +205,45 @@ def test_the_second_phase_leaves_out_the_set_share_of_what_the_first_has_solved(
     assert len(asked["1"]) == left // 4 * 4
     assert len(solved & set(asked["1"])) <= len(solved) - round(0.8 * len(solved))
     assert len(set(asked["1"])) == len(asked["1"])
+
+
+def test_sampling_ahead_asks_the_same_questions_in_the_same_order(tmp_path: Path) -> None:
+    """Stopped and resumed too: what had been sampled ahead by then is sampled again."""
+    assert _lead(tmp_path / "plain") == "finished"
+    ahead = {"staleness": 1, "train_batch": 2}
+    assert _lead(tmp_path / "ahead", stop_at=5, **ahead) == "stopped"
+    assert _lead(tmp_path / "ahead", resume=True, stop_at=9, **ahead) == "stopped"
+    assert _lead(tmp_path / "ahead", resume=True, **ahead) == "finished"
+    assert _asked(tmp_path / "ahead") == _asked(tmp_path / "plain")
+
+
+def test_rollouts_sampled_ahead_are_one_version_old(tmp_path: Path) -> None:
+    _lead(tmp_path, staleness=1)
+    versions: dict[str, set[int]] = {}
+    for group in journal.read_groups(tmp_path):
+        step = group.id.rpartition(".")[0]
+        versions.setdefault(step, set()).add(group.rollouts[0].policy_version)
+    seen = [versions[f"1.0.{step}"] for step in range(7)]
+    assert seen == [{0}, {0}, {1}, {2}, {3}, {4}, {5}]  # the learner was at 0, 1, ... 6
+    following = [min(versions[step]) for step in versions if step.startswith("2.")]
+    assert following == [7, *range(7, 7 + len(following) - 1)]
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("filter_groups", [False, True])  # True: some batches teach nothing
+def test_every_sync_is_followed_by_a_measurement(
+    tmp_path: Path, staleness: int, filter_groups: bool
+) -> None:
+    odd = range(1, QUESTIONS, 2)  # every rollout right: not among those that are learned from
+    phase = {"rollout_batch": 2, "train_batch": 2, "filter_groups": filter_groups}
+    _lead(tmp_path, videos=odd, staleness=staleness, **phase)
+    team = _Team.coordinator.fake
+    assert team.version > 20
+    assert {version for version, _ in team.measured} == set(range(team.version + 1))
+    groups = list(journal.read_groups(tmp_path))
+    for group in groups:  # on a video, wherever a batch has one
+        if group.question.video and not staleness:
+            assert (group.rollouts[0].policy_version, True) in team.measured
 
 
 def test_every_held_out_question_is_asked_at_every_stage(tmp_path: Path) -> None:

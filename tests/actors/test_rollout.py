@@ -14,6 +14,7 @@ import pytest
 import ray
 import torch
 
+from actors.dealing import Dealt
 from actors.rollout import RolloutWorker
 from veripo_ray import config
 from veripo_ray.errors import DataError
@@ -58,18 +59,20 @@ def worker(ray_session, tied_checkpoint) -> Iterator[Any]:
     ray.kill(handle)
 
 
-def tasks(policy: QwenVL, count: int) -> tuple[list[str], list[np.ndarray], list[Any]]:
+def questions(policy: QwenVL, count: int) -> list[Dealt]:
     """Ids, prompts and references to features of this many questions about random videos."""
     spec, rng = policy.spec, np.random.default_rng(0)
     media = [spec.vision_start, spec.video_pad, spec.vision_end]
     prompts = [np.array([*media, *rng.integers(20, 40, 9)], np.int32) for _ in range(count)]
     values = rng.standard_normal((count, 4, spec.hidden_size), np.float32)
     features = [(Features("video", item, (2, 2, 4), 0.5),) for item in values]
-    return [f"q{i}" for i in range(count)], prompts, [ray.put(item) for item in features]
+    both = zip(prompts, features, strict=True)
+    return [(f"q{i}", prompt, (ray.put(item),)) for i, (prompt, item) in enumerate(both)]
 
 
-def stream(worker: Any, *asked: Any) -> Iterator[Sampled]:
-    references = worker.sample.options(num_returns="streaming").remote(*asked, **SAMPLING, seed=1)
+def stream(worker: Any, share: list[Dealt], *dealer: Any) -> Iterator[Sampled]:
+    sample = worker.sample.options(num_returns="streaming")
+    references = sample.remote(share, *dealer, **SAMPLING, seed=1)
     return (ray.get(reference, timeout=60) for reference in references)
 
 
@@ -82,11 +85,11 @@ def gap(policy: QwenVL, group: Sampled, features: tuple[Features, ...]) -> float
 
 
 def test_groups_stream_out_and_weights_come_by_reference(worker, policy):
-    ids, prompts, features = tasks(policy, 8)
-    references = dict(zip(ids, features, strict=True))
+    asked = questions(policy, 8)
+    references = {id_: reference for id_, _, (reference,) in asked}
     for version in (3, 4, 5):
-        groups = list(stream(worker, ids, prompts, features))
-        assert sorted(group.id for group in groups) == ids
+        groups = list(stream(worker, asked))
+        assert sorted(group.id for group in groups) == sorted(references)
         for group in groups:
             assert {rollout.policy_version for rollout in group.rollouts} == {version}
             assert gap(policy, group, ray.get(references[group.id])) <= 1e-5
@@ -100,16 +103,16 @@ def test_groups_stream_out_and_weights_come_by_reference(worker, policy):
 
 
 def test_a_question_that_cannot_be_asked_is_named_at_the_caller(worker, policy):
-    ids, prompts, _ = tasks(policy, 1)
+    [(id_, prompt, _)] = questions(policy, 1)
     wide = Features("video", np.zeros((4, policy.spec.hidden_size + 1), np.float32), (2, 2, 4), 1.0)
     with pytest.raises(DataError, match="'q0': video features of shape"):
-        list(stream(worker, ids, prompts, [ray.put((wide,))]))
-    assert len(list(stream(worker, *tasks(policy, 2)))) == 2
+        list(stream(worker, [(id_, prompt, (ray.put((wide,)),))]))
+    assert len(list(stream(worker, questions(policy, 2)))) == 2
 
 
 def test_a_worker_tells_what_it_has_done(worker, policy):
     before = ray.get(worker.stats.remote(), timeout=60)
-    groups = list(stream(worker, *tasks(policy, 3)))
+    groups = list(stream(worker, questions(policy, 3)))
     after = ray.get(worker.stats.remote(), timeout=60)
     tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
     assert (after["groups"] - before["groups"], after["tokens"] - before["tokens"]) == (3, tokens)

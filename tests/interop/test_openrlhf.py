@@ -90,6 +90,57 @@ def test_statistics_of_the_policy_loss(openrlhf_losses):
     torch.testing.assert_close(stats["approx_kl"], stats["ratio"] - 1 + kl1, **CLOSE)
 
 
+def off_policy_rows() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    new, old, advantages, mask = rows(6)
+    generator = torch.Generator().manual_seed(7)
+    return new, old, old + 0.5 * torch.randn(old.shape, generator=generator), advantages, mask
+
+
+@pytest.mark.parametrize("cap", [1.2, 2.0])
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+def test_truncated_importance_sampling(openrlhf_losses, aggregation, cap):
+    """Theirs at the level of tokens, clipping the ratio, with 0 as the lower bound."""
+    new, old, sampling, advantages, mask = off_policy_rows()
+    cfg = Grpo(aggregation=aggregation, importance_cap=cap)
+    totals = Totals.of(LENGTHS, max_tokens=16)
+    theirs = openrlhf_losses.PolicyLoss(
+        token_level_loss=aggregation == "token_mean",
+        is_correction_level="token",
+        is_correction_mode="clip",
+        is_correction_threshold=(0.0, cap),
+    )
+    expected = value_and_gradient(
+        lambda x: theirs(x, old, advantages[:, None].expand_as(x), mask.float(), sampling)[0], new
+    )
+    ours = value_and_gradient(
+        lambda x: policy_loss(x, old, advantages, mask, cfg, totals, None, sampling)[0], new
+    )
+    torch.testing.assert_close(ours, expected, **CLOSE)
+    _, stats = policy_loss(new, old, advantages, mask, cfg, totals, None, sampling)
+    *_, capped = theirs(new, old, advantages[:, None].expand_as(new), mask.float(), sampling)
+    torch.testing.assert_close(stats["capped_fraction"], capped, **CLOSE)
+
+
+def test_importance_sampling_of_sequences(openrlhf_losses):
+    """Under GSPO they have no weight beside the ratio: theirs goes to the sampling policy at once.
+    Ours is weight times the ratio to the proximal policy: the same where nothing is clipped or
+    capped, since both are geometric means over the tokens."""
+    new, old, sampling, advantages, mask = off_policy_rows()
+    wide = {"clip_low": 0.999, "clip_high": 1e3}
+    cfg = Grpo(ratio="sequence", importance_cap=1e3, **wide)
+    totals = Totals.of(LENGTHS, max_tokens=16)
+    theirs = openrlhf_losses.PolicyLoss(
+        *wide.values(), policy_loss_type="gspo", is_correction_level="token"
+    )
+    ours = value_and_gradient(
+        lambda x: policy_loss(x, old, advantages, mask, cfg, totals, None, sampling)[0], new
+    )
+    expected = value_and_gradient(
+        lambda x: theirs(x, old, advantages[:, None].expand_as(x), mask.float(), sampling)[0], new
+    )
+    torch.testing.assert_close(ours, expected, **CLOSE)
+
+
 def test_kl_term(openrlhf_losses):
     """OpenRLHF adds `coef * k3` to the mean over tokens, in its trainer; we add it to each token,
     which is the same under token_mean."""

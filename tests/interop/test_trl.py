@@ -97,6 +97,80 @@ def test_policy_loss(loss_type, ratio, aggregation, clip_high, kl_coef):
     torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
+def trl_correction(mode: str, cap: float, old: Tensor, sampling: Tensor, mask: Tensor) -> Tensor:
+    """TRL's weight of each token (or response), as `_generate_and_score_completions` computes it
+    between other things, in the few lines that matter here."""
+    gap = (old - sampling) * mask
+    if mode == "sequence_truncate":
+        gap = gap.sum(-1, keepdim=True)
+    return torch.clamp(gap.exp(), max=cap)
+
+
+def trl_corrected(cfg: Grpo, loss_type: str, weight: Tensor, new, old, advantages, mask) -> Tensor:
+    stand_in = grpo_self(cfg, loss_type)
+    stand_in.use_vllm = stand_in.vllm_importance_sampling_correction = True
+    inputs = {
+        "prompt_ids": torch.zeros(len(new), 1, dtype=torch.long),
+        "prompt_mask": torch.ones(len(new), 1, dtype=torch.long),
+        "completion_ids": torch.zeros(new.shape, dtype=torch.long),
+        "completion_mask": mask.long(),
+        "advantages": advantages,
+        "old_per_token_logps": old,
+        "importance_sampling_ratio": weight,
+        "num_items_in_batch": mask.sum(),
+    }
+    return grpo_trainer.GRPOTrainer._compute_loss(stand_in, new, inputs)
+
+
+@pytest.mark.parametrize("cap", [1.2, 3.0])
+@pytest.mark.parametrize(
+    ("loss_type", "aggregation"),
+    [("grpo", "sequence_mean"), ("dapo", "token_mean"), ("dr_grpo", "constant")],
+)
+def test_truncated_importance_sampling(loss_type, aggregation, cap):
+    """Their mode `token_truncate`."""
+    new, old, sampling, advantages, mask = off_policy_rows(LENGTHS)
+    cfg = Grpo(aggregation=aggregation, importance_cap=cap)
+    totals = Totals.of(LENGTHS, MAX_TOKENS)
+    weight = trl_correction("token_truncate", cap, old, sampling, mask)
+    ours = value_and_gradient(
+        lambda x: policy_loss(x, old, advantages, mask, cfg, totals, None, sampling)[0], new
+    )
+    theirs = value_and_gradient(
+        lambda x: trl_corrected(cfg, loss_type, weight, x, old, advantages, mask), new
+    )
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+def test_importance_sampling_of_sequences():
+    """Their mode `sequence_truncate` weighs a response by the ratio of its probability, ours (for
+    GSPO) by its root of the length: theirs at a length of one, or to the power of one over it."""
+    lengths = [4] * 6
+    new, old, sampling, advantages, mask = off_policy_rows(lengths)
+    cfg = Grpo(ratio="sequence", importance_cap=1.1)
+    weight = trl_correction("sequence_truncate", 1.1**4, old, sampling, mask) ** (1 / 4)
+    ours = value_and_gradient(
+        lambda x: policy_loss(
+            x, old, advantages, mask, cfg, Totals.of(lengths, MAX_TOKENS), None, sampling
+        )[0],
+        new,
+    )
+    theirs = value_and_gradient(
+        lambda x: trl_corrected(cfg, "grpo", weight, x, old, advantages, mask), new
+    )
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+def off_policy_rows(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Log-probabilities of learner, proximal and sampling policy; advantages; mask."""
+    generator = torch.Generator().manual_seed(8)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    old = -3 * torch.rand(mask.shape, generator=generator)
+    new = old + 0.4 * torch.randn(mask.shape, generator=generator)
+    sampling = old + 0.5 * torch.randn(mask.shape, generator=generator)
+    return new, old, sampling, torch.randn(len(lengths), generator=generator), mask
+
+
 def test_an_empty_response_counts_in_their_mean_of_sequences_and_not_in_ours():
     mask = torch.tensor([[True, True], [False, False]])
     new, old = torch.full((2, 2), -1.0), torch.full((2, 2), -1.1)

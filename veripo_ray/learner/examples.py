@@ -17,7 +17,9 @@ class TrainGroup:
 
     prompt_ids: [P] int32, expanded; responses: G vectors [R_i] int32; old_logprobs: G vectors
     [R_i] float32, recorded at sampling; advantages: [G] float32; ref_logprobs: as old_logprobs,
-    of the reference policy, wanted only with a KL term.
+    of the reference policy, wanted only with a KL term; proximal_logprobs: as old_logprobs, of the
+    learner before the first of several steps on one rollout batch, wanted only with truncated
+    importance sampling.
     """
 
     id: str
@@ -26,6 +28,7 @@ class TrainGroup:
     old_logprobs: Sequence[np.ndarray]
     advantages: np.ndarray
     ref_logprobs: Sequence[np.ndarray] | None = None
+    proximal_logprobs: Sequence[np.ndarray] | None = None
 
     def packed(self, features: tuple[Media, ...] = ()) -> Packed:
         return Packed(self.prompt_ids, features, tuple(self.responses))

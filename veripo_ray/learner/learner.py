@@ -156,9 +156,13 @@ class Learner:
 
     def _nothing(self) -> Tensor:
         """A zero loss through every weight, for a rank that has fewer micro-batches than others."""
-        stop = np.array(self.policy.spec.stop_ids[:1], np.int32)
-        [[logprobs]] = response_logprobs(self.policy, [Packed(stop, (), (stop,))])
+        [[logprobs]] = response_logprobs(self.policy, [self._idle()])
         return logprobs.sum() * 0.0
+
+    def _idle(self) -> Packed:
+        """The shortest forward there is: a rank without work takes part in the collectives."""
+        stop = np.array(self.policy.spec.stop_ids[:1], np.int32)
+        return Packed(stop, (), (stop,))
 
     def _update(self, stats: Stats, lr: float) -> Stats:
         if not np.isfinite(stats["loss"]):
@@ -182,6 +186,21 @@ class Learner:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def score(
+        self, groups: Sequence[TrainGroup], features: Mapping[str, tuple[Media, ...]]
+    ) -> dict[str, list[np.ndarray]]:
+        """Log-probabilities [R_i] float32 of this rank's share of the groups, by group id, without
+        gradients. Groups without a single response token are left out. Collective; `features` need
+        hold only this rank's.
+        """
+        scores: dict[str, list[np.ndarray]] = {}
+        for indices in rounds(groups, self.rank, self.world_size, self.cfg.micro_batch_tokens):
+            mine = [groups[index] for index in indices]
+            rows = [group.packed(features[group.id]) for group in mine]
+            found = self.logprobs(rows or [self._idle()])
+            scores |= {group.id: part for group, part in zip(mine, found, strict=False)}
+        return scores
 
     def logprobs(self, packed: Sequence[Packed]) -> list[list[np.ndarray]]:
         """Log-probabilities [R_i] float32 of every response, without gradients.

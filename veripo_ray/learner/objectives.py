@@ -49,6 +49,9 @@ class GrpoObjective:
             reference = [row for group in groups for row in group.ref_logprobs or ()]
             reference_NR = _like(reference, logprobs_NR)
         self._measure_gaps(groups, logprobs_NR, old_NR, mask_NR)
+        sampling_NR = None
+        if self.cfg.corrects_importance:
+            sampling_NR, old_NR = old_NR, self._proximal(groups, logprobs_NR)
         loss, tensors = policy_loss(
             logprobs_NR,
             old_NR,
@@ -57,9 +60,17 @@ class GrpoObjective:
             self.cfg,
             self.totals,
             reference_NR,
+            sampling_NR,
         )
         surprise = -(logprobs_NR.detach() * mask_NR).sum() / self.totals.tokens
         return loss, _floats({"loss": loss, "entropy": surprise, **tensors})
+
+    @staticmethod
+    def _proximal(groups: Sequence[TrainGroup], logprobs_NR: Tensor) -> Tensor:
+        """Log-probabilities of the learner that began this rollout batch: the present ones, unless
+        they were recorded before the first of several steps."""
+        recorded = [row for group in groups for row in group.proximal_logprobs or ()]
+        return _like(recorded, logprobs_NR) if recorded else logprobs_NR.detach()
 
     def _measure_gaps(
         self, groups: Sequence[TrainGroup], new_NR: Tensor, old_NR: Tensor, mask_NR: Tensor

@@ -8,6 +8,21 @@
 
 Every term is a sum over the rows at hand divided by totals of the whole optimiser step, so losses
 and statistics of micro-batches and ranks simply add up.
+
+Two policies are behind the rollouts of a step: the one that sampled them (in another engine,
+perhaps another precision, perhaps of older weights) and the *proximal* one, the learner's when it
+began to learn from them. Without correction the two are taken for one: the ratio of the loss goes
+to the recorded log-probabilities, and clipping bounds mismatch and progress together. With
+truncated importance sampling the ratio goes to the proximal policy, so that clipping bounds
+progress alone, and every term carries the weight min(proximal / sampling, cap):
+
+    Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"
+    (fengyao.notion.site/off-policy-rl), and the decoupled objective of AReaL (arXiv 2505.24298),
+    there without the cap
+
+A token has its own weight under ratio=token. Under ratio=sequence a response has one, the geometric
+mean of its tokens', as GSPO's ratio is: where nothing is clipped or capped, weight times ratio is
+GSPO's ratio to the sampling policy itself.
 """
 
 from __future__ import annotations
@@ -50,13 +65,18 @@ def policy_loss(
     cfg: Grpo,
     totals: Totals,
     ref_logprobs_NR: Tensor | None = None,
+    sampling_logprobs_NR: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Share of the step's loss that these N responses (padded to R tokens) contribute.
 
-    logprobs, old (of the sampling policy) and ref: float32 log-probabilities, any value where
-    mask_NR (bool) is False. Returns a differentiable scalar and detached scalars that add up over
-    micro-batches: clip_fraction, approx_kl (from the sampling policy), ratio and, with a KL term,
-    kl (from the reference). Raises ValueError when kl_coef is set and no reference is given.
+    logprobs, old (what the ratio goes to), ref and sampling: float32 log-probabilities, any value
+    where mask_NR (bool) is False. With `sampling`, those recorded at sampling, old is the proximal
+    policy and truncated importance sampling corrects between the two; without, old is the policy
+    that sampled. The KL term is not weighted.
+    Returns a differentiable scalar and detached scalars that add up over micro-batches:
+    clip_fraction, approx_kl (from the sampling policy), ratio, with a KL term kl (from the
+    reference), and with correction importance (mean weight) and capped_fraction.
+    Raises ValueError when kl_coef is set and no reference is given.
     """
     log_ratio_NR = _log_ratio(logprobs_NR, old_logprobs_NR, mask_NR, cfg)
     ratio_NR = log_ratio_NR.exp()
@@ -64,11 +84,14 @@ def policy_loss(
     advantages_N1 = advantages_N[:, None]
     gain_NR, clipped_gain_NR = ratio_NR * advantages_N1, clipped_NR * advantages_N1
     loss_NR = -torch.minimum(gain_NR, clipped_gain_NR)
-    per_token = {
-        "clip_fraction": clipped_gain_NR < gain_NR,
-        "approx_kl": ratio_NR - 1 - log_ratio_NR,
-        "ratio": ratio_NR,
-    }
+    per_token = {"clip_fraction": clipped_gain_NR < gain_NR, "ratio": ratio_NR}
+    if sampling_logprobs_NR is not None:
+        full_NR = _log_ratio(old_logprobs_NR, sampling_logprobs_NR, mask_NR, cfg).detach().exp()
+        weight_NR = full_NR.clamp(max=cfg.importance_cap)
+        loss_NR = loss_NR * weight_NR
+        per_token |= {"importance": weight_NR, "capped_fraction": full_NR > cfg.importance_cap}
+        log_ratio_NR = _log_ratio(logprobs_NR, sampling_logprobs_NR, mask_NR, cfg)
+    per_token["approx_kl"] = log_ratio_NR.exp() - 1 - log_ratio_NR
     if cfg.kl_coef > 0:
         if ref_logprobs_NR is None:
             raise ValueError("kl_coef > 0 needs the reference's log-probabilities")

@@ -8,6 +8,7 @@ as features), and takes nothing from the checkpoint's generation defaults.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,9 @@ class Engine:
                 enforce_eager=device == "cpu",
                 block_size=CPU_BLOCK if device == "cpu" else None,
                 enable_prefix_caching=True,  # the rollouts of a group share their prompt
+                # With a seed a request, a CPU engine ends when it prefills a prompt in two pieces
+                # ("CPU Generator does not use offset"); any prompt fits one step whole.
+                enable_chunked_prefill=False if device == "cpu" else None,
                 enable_mm_embeds=not tower,
                 limit_mm_per_prompt={"image": most, "video": most},
                 mm_processor_kwargs={"do_resize": False} if tower else None,
@@ -225,12 +229,16 @@ def _extension(spec: Spec) -> str:
     return f"{Worker.__module__}.{Worker.__name__}"
 
 
-def _seed(_worker: Any, seed: int) -> None:
-    """Seed the generators that tokens are drawn from, in a worker of the engine's.
+def seeded(settings: SamplingParams, seed: int, id_: str) -> SamplingParams:
+    """These settings with a seed made of `seed` and a request's id: its i-th rollout draws from a
+    generator of its own, seeded with the sum of that and i."""
+    own = settings.clone()
+    own.seed = zlib.crc32(f"{seed}/{id_}".encode())
+    return own
 
-    Seeds of single requests are no way on a CPU: they end the engine when a prompt is prefilled in
-    more than one piece ("CPU Generator does not use offset").
-    """
+
+def _seed(_worker: Any, seed: int) -> None:
+    """Seed the generators that tokens are drawn from, in a worker of the engine's."""
     import torch
 
     torch.manual_seed(seed)

@@ -17,7 +17,7 @@ from veripo_ray.errors import CheckpointError, DataError, VeripoError
 from veripo_ray.policy.folder import TOWER, load_tokenizer
 from veripo_ray.policy.qwen_vl import read_spec
 from veripo_ray.records import Rollout
-from veripo_ray.sampler.engine import Answer, Completion, Engine
+from veripo_ray.sampler.engine import Answer, Completion, Engine, seeded
 from veripo_ray.sampler.requests import Sampled, SampleRequest, checked_prompt
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Sampler:
         max_tokens: int,
         repetition_penalty: float = 1.0,
         seed: int | None = None,
+        seed_each: bool = False,
     ) -> Iterator[Sampled]:
         """Yield the group of n rollouts of every request as soon as it is finished.
 
@@ -99,7 +100,10 @@ class Sampler:
         special tokens banned. A temperature below 0.01 means greedy decoding; log-probabilities
         are then those at temperature 1.
 
-        seed: the same requests in the same order then give the same rollouts.
+        seed: the same requests in the same order then give the same rollouts. seed_each: every
+        request draws from a seed of its own, made of `seed` and its id, so that its rollouts do not
+        depend on its company (but for rounding, which may differ with the size of the batch); vLLM
+        takes a few percent longer for it with a tiny model.
         Raises DataError naming a request that cannot be answered, and VeripoError when the weights
         are stale or the engine fails. Whatever ends it early, the engine forgets what is left.
         """
@@ -114,17 +118,18 @@ class Sampler:
                 max_tokens=max_tokens,
                 repetition_penalty=repetition_penalty,
             )
-            with closing(self._groups(iter(requests), settings)) as groups:
+            own_seeds = seed if seed_each else None
+            with closing(self._groups(iter(requests), settings, own_seeds)) as groups:
                 yield from self._counted(groups)
         finally:
             self._sampling = False
 
     def _groups(
-        self, requests: Iterator[SampleRequest], settings: SamplingParams
+        self, requests: Iterator[SampleRequest], settings: SamplingParams, seed: int | None
     ) -> Generator[Sampled, None, None]:
         """Fill the batch, compute a token of everything in it, hand out what that finished."""
         try:
-            while self._fill(requests, settings):
+            while self._fill(requests, settings, seed):
                 for answer in self._step():
                     yield self._group(answer)
         finally:
@@ -142,12 +147,18 @@ class Sampler:
             self.stats.count(group)
             yield group
 
-    def _fill(self, requests: Iterator[SampleRequest], settings: SamplingParams) -> bool:
-        """Add requests until the batch is full; whether there is anything to compute."""
+    def _fill(
+        self, requests: Iterator[SampleRequest], settings: SamplingParams, seed: int | None
+    ) -> bool:
+        """Add requests until the batch is full; whether there is anything to compute.
+
+        The batch counts rollouts. The last group may find room for some of its own only; the others
+        wait in vLLM's queue, and take the next free places without a step in between.
+        """
         while self._engine.unfinished < self.cfg.max_num_seqs:
             if (request := next(requests, None)) is None:
                 break
-            self._add(request, settings)
+            self._add(request, settings if seed is None else seeded(settings, seed, request.id))
         return bool(self._in_flight)
 
     def _add(self, request: SampleRequest, settings: SamplingParams) -> None:

@@ -143,5 +143,120 @@ def test_a_kl_term_without_a_reference_is_refused():
         loss_of(batch([2]) | {"ref": None}, Grpo(kl_coef=0.1), Totals(2, 1, 2))
 
 
+# --- truncated importance sampling
+
+
+def corrected(rows: dict[str, torch.Tensor], cfg: Grpo, totals: Totals, sampling: torch.Tensor):
+    """Loss, gradient and statistics with `old` as the proximal policy."""
+    leaf = rows["logprobs"].clone().requires_grad_()
+    loss, stats = policy_loss(
+        leaf, rows["old"], rows["advantages"], rows["mask"], cfg, totals, rows["ref"], sampling
+    )
+    loss.backward()
+    return loss.detach(), leaf.grad, stats
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 6), min_size=2, max_size=8).filter(any),
+    cfg=st.sampled_from(VARIANTS),
+)
+def test_rollouts_of_the_proximal_policy_itself_need_no_correction(lengths, cfg):
+    """Bit for bit: neutral where learner and rollout worker are one policy."""
+    rows = batch(lengths, seed=len(lengths))
+    totals = Totals.of(lengths, max_tokens=9)
+    loss, gradient, stats = corrected(rows, cfg, totals, rows["old"].clone())
+    leaf = rows["logprobs"].clone().requires_grad_()
+    plain, _ = loss_of(rows | {"logprobs": leaf}, cfg, totals)
+    plain.backward()
+    assert torch.equal(loss, plain.detach())
+    assert torch.equal(gradient, leaf.grad)
+    assert math.isclose(stats["importance"].item(), 1.0, rel_tol=1e-6)
+    assert stats["capped_fraction"] == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=2, max_size=8),
+    cut=st.integers(1, 7),
+    cap=st.sampled_from([1.0, 1.3, 5.0]),
+    cfg=st.sampled_from(VARIANTS),
+)
+def test_a_corrected_step_is_the_sum_of_its_micro_batches(lengths, cut, cap, cfg):
+    cfg = cfg.model_copy(update={"importance_cap": cap})
+    rows, sampling = batch(lengths, seed=1), batch(lengths, seed=2)["logprobs"]
+    totals = Totals.of(lengths, max_tokens=9)
+    whole, gradient, stats = corrected(rows, cfg, totals, sampling)
+    places = [slice(i, i + cut) for i in range(0, len(lengths), cut)]
+    parts = [
+        corrected({k: v[place] for k, v in rows.items()}, cfg, totals, sampling[place])
+        for place in places
+    ]
+    assert math.isclose(whole.item(), sum(loss.item() for loss, _, _ in parts), abs_tol=1e-12)
+    assert torch.allclose(gradient, torch.cat([part for _, part, _ in parts]))
+    for name, value in stats.items():
+        assert math.isclose(value.item(), sum(s[name].item() for *_, s in parts), abs_tol=1e-6)
+    assert 0 < stats["importance"] <= cap * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("gap", "weight"), [(math.log(1.5), 1.5), (math.log(3), 2.0), (-9, None)])
+def test_a_token_weighs_how_much_likelier_the_proximal_policy_finds_it_up_to_the_cap(gap, weight):
+    """With one step a batch the ratio is 1, so the gradient is -weight * advantage."""
+    leaf = torch.tensor([[-1.0, -1.0]], requires_grad=True)
+    sampling = torch.tensor([[-1.0 - gap, -1.0]])
+    loss, stats = policy_loss(
+        leaf, leaf.detach(), torch.tensor([2.0]), torch.tensor([[True, True]]),
+        Grpo(importance_cap=2.0), Totals(2, 1, 2), None, sampling,
+    )  # fmt: skip
+    loss.backward()
+    weight = math.exp(gap) if weight is None else weight
+    assert torch.allclose(leaf.grad, torch.tensor([[-weight, -1.0]]))
+    assert math.isclose(stats["importance"].item(), (weight + 1) / 2, rel_tol=1e-6)
+    assert stats["capped_fraction"].item() == (0.5 if math.exp(gap) > 2 else 0.0)
+
+
+def test_under_a_sequence_ratio_a_response_has_one_weight():
+    leaf = torch.tensor([[-1.0, -2.0, 7.0]], requires_grad=True)
+    sampling = torch.tensor([[-1.4, -1.8, 3.0]])
+    mask = torch.tensor([[True, True, False]])
+    cfg = Grpo(ratio="sequence", aggregation="token_mean")
+    loss, stats = policy_loss(
+        leaf, leaf.detach(), torch.tensor([1.0]), mask, cfg, Totals(2, 1, 3), None, sampling
+    )
+    loss.backward()
+    weight = math.exp((0.4 - 0.2) / 2)
+    assert torch.allclose(leaf.grad, torch.tensor([[-weight / 2, -weight / 2, 0.0]]))
+    assert math.isclose(stats["importance"].item(), weight, rel_tol=1e-6)
+
+
+def test_the_kl_term_is_not_weighted():
+    rows = batch([3, 2], seed=4)
+    rows["advantages"] = torch.zeros(2, dtype=torch.float64)
+    totals, cfg = Totals.of([3, 2], 9), Grpo(kl_coef=0.1)
+    loss, _, _ = corrected(rows, cfg, totals, rows["old"] - 1.0)
+    assert torch.equal(loss, loss_of(rows, cfg, totals)[0])
+
+
+def test_extreme_weights_and_padding_give_finite_gradients():
+    logprobs = torch.tensor([[0.0, -math.inf]], requires_grad=True)
+    loss, stats = policy_loss(
+        logprobs, torch.tensor([[-0.1, math.nan]]), torch.tensor([1.0]),
+        torch.tensor([[True, False]]), Grpo(), Totals(1, 1, 2), None,
+        torch.tensor([[-900.0, math.nan]]),
+    )  # fmt: skip
+    loss.backward()
+    assert torch.isfinite(logprobs.grad).all()
+    assert stats["importance"] == 2.0
+    assert torch.isfinite(stats["approx_kl"])
+
+
+def test_correction_comes_with_staleness_unless_it_is_set():
+    assert not Grpo().corrects_importance
+    assert Grpo(staleness=1).corrects_importance
+    assert not Grpo(staleness=1, truncated_importance=False).corrects_importance
+    assert Grpo(truncated_importance=True).corrects_importance
+    assert Grpo(rollout_batch=8, train_batch=4, epochs=3).steps_per_batch == 6
+
+
 def test_empty_responses_do_not_count():
     assert Totals.of([0, 3, 2], max_tokens=8) == Totals(tokens=5, responses=2, max_tokens=8)

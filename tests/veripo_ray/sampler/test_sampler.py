@@ -107,6 +107,67 @@ def test_the_batch_stays_full_while_there_are_questions(sampler, request_of, mon
     groups.close()
 
 
+@pytest.mark.parametrize("n", [3, 12, 16, 24])  # places in the batch: 16
+def test_a_big_group_leaves_no_place_of_the_batch_empty(sampler, request_of, monkeypatch, n):
+    scheduler = sampler._engine._vllm.engine_core.engine_core.scheduler
+    computed, left = [], iter([request_of(str(i), seed=i, words=4) for i in range(12)])
+    schedule = scheduler.schedule
+    monkeypatch.setattr(
+        scheduler, "schedule", lambda *a: computed.append(schedule(*a)) or computed[-1]
+    )
+    groups = sampler.sample(left, **EXPLORE | {"n": n, "max_tokens": 8})
+    while next(groups, None) and next(left, None):
+        running = [len(step.num_scheduled_tokens) for step in computed]
+        assert min(running) == sampler.cfg.max_num_seqs
+    assert len(computed) > 8
+    groups.close()
+
+
+def test_the_rollouts_of_a_group_share_the_prompt(sampler, media, request_of, monkeypatch):
+    """By vLLM's own books: the prompt with its video is computed once, and lies once in memory;
+    a rollout's own are the tokens after the prompt's last whole block."""
+    scheduler = sampler._engine._vllm.engine_core.engine_core.scheduler
+    request, n = request_of("q", [media["video"], media["image"]], seed=8, words=140), 8
+    prompt, block = len(sampler.check(request, 24)), 32
+    assert prompt > 4 * block
+    tokens, blocks = [], []
+    schedule, pool = scheduler.schedule, scheduler.kv_cache_manager.block_pool
+
+    def noted(*arguments):
+        made = schedule(*arguments)
+        tokens.append(made.total_num_scheduled_tokens)
+        blocks.append(pool.num_gpu_blocks - 1 - pool.get_num_free_blocks())
+        return made
+
+    monkeypatch.setattr(scheduler, "schedule", noted)
+    (group,) = sampler.sample([request], **EXPLORE | {"n": n}, seed=8)
+    decoded = sum(len(rollout.token_ids) - 1 for rollout in group.rollouts)  # the last is not read
+    own = prompt - (prompt - 1) // block * block
+    assert sum(tokens) == prompt + (n - 1) * own + decoded
+    assert max(blocks) <= prompt // block + n * 2  # 24 more tokens cross one border at most
+
+
+def test_a_request_with_its_own_seed_does_not_depend_on_its_company(sampler, media, request_of):
+    requests = [request_of(str(i), [media["video"]], seed=i) for i in range(6)]
+
+    def texts(asked, seed):
+        groups = sampler.sample(asked, **EXPLORE, seed=seed, seed_each=True)
+        return {group.id: [rollout.text for rollout in group.rollouts] for group in groups}
+
+    first = texts(requests, 5)
+    assert texts(requests[::-1], 5) == first
+    assert texts(requests[2:3], 5) == {"2": first["2"]}
+    assert texts(requests, 6) != first
+    assert all(len(set(group)) > 1 for group in first.values())
+
+
+def test_prompts_longer_than_a_step_has_room_for_may_have_seeds(sampler, request_of):
+    """A CPU engine dies when a prompt with a seed is prefilled in pieces: ours never is."""
+    requests = [request_of(str(i), seed=i, words=200) for i in range(90)]  # 18,000 tokens
+    tiny = ONE | {"max_tokens": 2}
+    assert len(list(sampler.sample(requests, **tiny, seed=1, seed_each=True))) == 90
+
+
 def test_the_same_seed_gives_the_same_rollouts(sampler, media, request_of):
     def texts(seed):
         requests = [request_of(str(i), [media["video"]], seed=i) for i in range(6)]
