@@ -1,6 +1,8 @@
 """A stream of synthetic questions, and the two actors that would take hours over 100,000 of them:
 an encoder that makes small features from the question's number instead of decoding a clip, and a
 rollout worker that writes two short responses, one right and one wrong, instead of sampling them.
+Every group is learned from; in one of PAIRED the right response also follows from its thinking, so
+that the verifier lets it be the better half of a pair.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from veripo_ray.sampler import Sampled
 
 CLIPS_A_FOLDER = 1000
 COLOURS = ("red", "green", "blue", "yellow")
-RESPONSE = "<think> f1 {colour} 1 f2 {colour} 2 so {letter} </think> <answer> {letter} </answer>"
+RESPONSE = "<think> f1 {colour} 1 f2 {colour} 2 so {said} </think> <answer> {letter} </answer>"
+PAIRED = 10
 
 
 def write_questions(path: Path, count: int, name: str) -> Path:
@@ -94,14 +97,17 @@ class SyntheticRolloutWorker:
         **_: Any,
     ) -> Iterator[Sampled]:
         for id_, prompt, reference in zip(ids, prompt_ids, features, strict=True):
-            rollouts = tuple(self._rollout(_number(id_) + wrong) for wrong in range(n))
+            number = _number(id_)
+            slip = number % PAIRED != 0
+            rollouts = tuple(self._rollout(number + wrong, slip) for wrong in range(n))
             yield Sampled(id_, self._expanded(prompt, reference), rollouts)
 
     def _expanded(self, prompt: np.ndarray, reference: ray.ObjectRef) -> np.ndarray:
         return expand(prompt, ray.get(reference), self._spec, self._tokenizer)
 
-    def _rollout(self, number: int) -> Rollout:
-        text = RESPONSE.format(colour=COLOURS[number % 4], letter=_letter(number))
+    def _rollout(self, number: int, slip: bool) -> Rollout:
+        letter, said = _letter(number), _letter(number + 2 * slip)
+        text = RESPONSE.format(colour=COLOURS[number % 4], letter=letter, said=said)
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         ids = np.array([*ids, self._spec.stop_ids[0]], np.int32)
         return Rollout(
