@@ -71,7 +71,8 @@ def _blocks(
 def _fits(ids_P: np.ndarray, run: np.ndarray, item: Media, spec: Spec) -> bool:
     """Whether these placeholders are all of the item's kind and form a block."""
     contiguous = run[-1] - run[0] + 1 == len(run)
-    apart = not spec.tells_time or run[0] == 0 or int(ids_P[run[0] - 1]) not in spec.placeholders
+    told = item.modality == "video" and spec.tells_time and run[0] > 0  # words lie in between
+    apart = not told or int(ids_P[run[0] - 1]) not in spec.placeholders
     return (
         contiguous and apart and {spec.placeholders[int(i)] for i in ids_P[run]} == {item.modality}
     )

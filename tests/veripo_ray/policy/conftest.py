@@ -1,4 +1,4 @@
-"""A tiny real policy, and groups of random tokens with real features of random frames."""
+"""Tiny real policies of every family; groups of random tokens, real features of random frames."""
 
 from __future__ import annotations
 
@@ -17,51 +17,60 @@ from veripo_ray.policy.tower import Tower
 from veripo_ray.video.decode import Clip
 
 
-@pytest.fixture(scope="session")
-def spec(tiny_checkpoint: Path) -> Spec:
-    return read_spec(tiny_checkpoint)
+@pytest.fixture(scope="session", params=["qwen2_5_vl", "qwen3_vl"])
+def checkpoint(request, tiny_checkpoint: Path, qwen3_checkpoint: Path) -> Path:
+    """What is promised of a policy is promised of every family."""
+    return {"qwen2_5_vl": tiny_checkpoint, "qwen3_vl": qwen3_checkpoint}[request.param]
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tiny_checkpoint: Path):
-    return load_tokenizer(tiny_checkpoint)
+def spec(checkpoint: Path) -> Spec:
+    return read_spec(checkpoint)
 
 
 @pytest.fixture(scope="session")
-def tower(tiny_checkpoint: Path) -> Tower:
-    return Tower.load(tiny_checkpoint, "cpu", torch.float32)
+def tokenizer(checkpoint: Path):
+    return load_tokenizer(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def tower(checkpoint: Path) -> Tower:
+    return Tower.load(checkpoint, "cpu", torch.float32)
 
 
 @pytest.fixture
-def policy(tiny_checkpoint: Path) -> QwenVL:
+def policy(checkpoint: Path) -> QwenVL:
     """The language model alone, float32, as a learner with a frozen tower holds it."""
-    return QwenVL.load(tiny_checkpoint, dtype=torch.float32, tower=False)
-
-
-def make_clip(frames: int, height: int, width: int, fps: float = 2.0, seed: int = 0) -> Clip:
-    pixels = np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), np.uint8)
-    return Clip(frames=pixels, seconds=np.arange(frames) / fps, fps=fps)
+    return QwenVL.load(checkpoint, dtype=torch.float32, tower=False)
 
 
 @pytest.fixture(scope="session")
-def clip_of() -> Callable[..., Clip]:
-    return make_clip
+def clip_of(spec: Spec) -> Callable[..., Clip]:
+    """clip_of(frames, rows, columns, fps, seed): random pixels, rows x columns merged patches."""
+    side = spec.patch * spec.merge
+
+    def make(frames: int, rows: int, columns: int, fps: float = 2.0, seed: int = 0) -> Clip:
+        size = (frames, rows * side, columns * side, 3)
+        pixels = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+        return Clip(frames=pixels, seconds=np.arange(frames) / fps, fps=fps)
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def video(tower: Tower) -> Features:
-    return tower.encode_clip(make_clip(8, 28, 56))
+def video(tower: Tower, clip_of) -> Features:
+    return tower.encode_clip(clip_of(8, 1, 2))
 
 
 @pytest.fixture(scope="session")
-def slow_video(tower: Tower) -> Features:
+def slow_video(tower: Tower, clip_of) -> Features:
     """A longer, taller clip at an uneven frame rate: temporal positions are truncated."""
-    return tower.encode_clip(make_clip(6, 84, 28, fps=0.7, seed=1))
+    return tower.encode_clip(clip_of(6, 3, 1, fps=0.7, seed=1))
 
 
 @pytest.fixture(scope="session")
-def image(tower: Tower) -> Features:
-    return tower.encode_image(make_clip(1, 56, 84, seed=2).frames[0])
+def image(tower: Tower, clip_of) -> Features:
+    return tower.encode_image(clip_of(1, 2, 3, seed=2).frames[0])
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from veripo_ray.errors import DataError
+from veripo_ray.policy.folder import TOWER
 from veripo_ray.policy.grouped import Packed, response_logprobs
 from veripo_ray.policy.media import Features, Frames, Media
 from veripo_ray.policy.qwen_vl import QwenVL
@@ -21,24 +22,24 @@ LOGPROB_GAP, GRADIENT_GAP = 1e-5, 1e-5
 
 @pytest.fixture(scope="module")
 def clip(tower: Tower, clip_of: Callable) -> Frames:
-    return Frames.of_clip(clip_of(8, 28, 56), tower.policy.spec)
+    return Frames.of_clip(clip_of(8, 1, 2), tower.policy.spec)
 
 
 @pytest.fixture(scope="module")
 def slow_clip(tower: Tower, clip_of: Callable) -> Frames:
     """A taller one at an uneven rate, of several windows of the tower's attention."""
-    return Frames.of_clip(clip_of(6, 140, 56, fps=0.7, seed=1), tower.policy.spec)
+    return Frames.of_clip(clip_of(6, 5, 2, fps=0.7, seed=1), tower.policy.spec)
 
 
 @pytest.fixture(scope="module")
 def picture(tower: Tower, clip_of: Callable) -> Frames:
-    return Frames.of_image(clip_of(1, 56, 84, seed=2).frames[0], tower.policy.spec)
+    return Frames.of_image(clip_of(1, 2, 3, seed=2).frames[0], tower.policy.spec)
 
 
 @pytest.fixture
-def learning(tiny_checkpoint: Path) -> QwenVL:
+def learning(checkpoint: Path) -> QwenVL:
     """Language model and tower, both of which train."""
-    return QwenVL.load(tiny_checkpoint, dtype=torch.float32)
+    return QwenVL.load(checkpoint, dtype=torch.float32)
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_a_tower_without_frames_sees_a_blank_and_learns_nothing_of_it(learning, 
         with patches_seen(learning) as passes:
             found = gradients(learning, response_logprobs(learning, [group]))
         assert passes == [4]
-        tower_s = [gradient for name, gradient in found.items() if name.startswith("visual.")]
+        tower_s = [gradient for name, gradient in found.items() if name.startswith(TOWER)]
         assert len(tower_s) > 5
         assert not any(gradient.any() for gradient in tower_s)
     assert learning.seen == 0

@@ -78,14 +78,12 @@ def test_a_group_equals_its_separate_sequences_in_values_and_gradients(policy, g
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_log_probabilities_equal_transformers_own_forward(
-    policy, tiny_checkpoint, groups, temperature
-):
-    """The whole transformers model on [prompt | response], with our positions, features scattered
-    by its own code, and its own logits."""
-    from transformers import Qwen2_5_VLForConditionalGeneration
+def test_log_probabilities_equal_transformers_own_forward(policy, checkpoint, groups, temperature):
+    """The whole transformers model on [prompt | response]: features scattered, deepstack levels
+    added and positions computed by its own code (see `positions`), and its own logits."""
+    from transformers import AutoModelForImageTextToText
 
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_checkpoint).eval()
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
     with torch.no_grad():
         ours = response_logprobs(policy, groups, temperature=temperature)
         for group, parts in zip(groups, ours, strict=True):
@@ -99,23 +97,38 @@ def test_log_probabilities_equal_transformers_own_forward(
 
 def transformers_logits(model, policy, group: Packed, response: np.ndarray) -> torch.Tensor:
     """Logits that predict each token of the response, [R, V]."""
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
     outputs = {}
     for modality in ("image", "video"):
         values = [torch.from_numpy(f.values) for f in group.features if f.modality == modality]
         if values:
-            outputs[modality] = BaseModelOutputWithPooling(pooler_output=tuple(values))
-    positions, after = mrope_positions(group.prompt_ids, group.features, policy.spec)
-    steps = np.broadcast_to(np.arange(len(response)) + after, (3, len(response)))
+            levels = [torch.cat(values)[:, i : i + 64] for i in range(0, values[0].shape[1], 64)]
+            outputs[modality] = BaseModelOutputWithDeepstackFeatures(
+                pooler_output=(levels[0],), deepstack_features=[(level,) for level in levels[1:]]
+            )
     ids = torch.from_numpy(np.concatenate([group.prompt_ids, response])).long()
-    logits = model(
-        input_ids=ids[None],
-        position_ids=torch.from_numpy(np.concatenate([positions, steps], axis=1))[:, None],
-        mm_encoder_outputs=outputs,
-    ).logits[0]
+    where = positions(policy, group, response)
+    logits = model(input_ids=ids[None], mm_encoder_outputs=outputs, **where).logits[0]
     start = len(group.prompt_ids)
     return logits[start - 1 : start - 1 + len(response)].clone()
+
+
+def positions(policy, group: Packed, response: np.ndarray) -> dict[str, torch.Tensor]:
+    """Where the tokens are, for transformers: it is left to itself where it does as Qwen3-VL was
+    trained, and given our positions in Qwen2.5-VL, where it does not (see `policy.positions`)."""
+    ids = np.concatenate([group.prompt_ids, response])
+    if policy.spec.family == "qwen3_vl":
+        kinds = {1: policy.spec.image_pad, 2: policy.spec.video_pad}
+        given = {"mm_token_type_ids": sum(kind * (ids == pad) for kind, pad in kinds.items())[None]}
+        for modality in ("image", "video"):
+            grids = [item.grid_thw for item in group.features if item.modality == modality]
+            given |= {f"{modality}_grid_thw": np.array(grids)} if grids else {}
+        return {name: torch.from_numpy(array) for name, array in given.items()}
+    prompt_3P, after = mrope_positions(group.prompt_ids, group.features, policy.spec)
+    steps = np.broadcast_to(np.arange(len(response)) + after, (3, len(response)))
+    both = np.concatenate([prompt_3P, steps], axis=1)
+    return {"position_ids": torch.from_numpy(both)[:, None]}
 
 
 def test_chunks_change_nothing(policy, groups):
@@ -209,8 +222,8 @@ def test_an_empty_prompt_is_refused():
         Packed(np.zeros(0, np.int32), (), ())
 
 
-def test_half_precision_stays_near(tiny_checkpoint, policy, groups):
-    half = QwenVL.load(tiny_checkpoint, dtype=torch.bfloat16, tower=False)
+def test_half_precision_stays_near(checkpoint, policy, groups):
+    half = QwenVL.load(checkpoint, dtype=torch.bfloat16, tower=False)
     with torch.no_grad():
         exact, near = response_logprobs(policy, groups), response_logprobs(half, groups)
     assert near[0][0].dtype == torch.float32

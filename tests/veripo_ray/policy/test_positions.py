@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -75,8 +76,6 @@ IMAGES = st.builds(lambda h, w: features("image", (1, h, w), 0.0), SIDES, SIDES)
     rate=st.sampled_from([1, 2, 25, 0.7]),
 )
 def test_positions_equal_vllm_s(items, tail, rate):
-    from dataclasses import replace
-
     spec = replace(SPEC, tokens_per_second=rate)
     ids = sequence(items, tail)
     ours, next_position = mrope_positions(ids, [item for _, item in items], spec)
@@ -84,6 +83,62 @@ def test_positions_equal_vllm_s(items, tail, rate):
     assert ours.dtype == np.int64
     assert np.array_equal(ours, theirs)
     assert next_position == their_next
+
+
+TIMED = replace(SPEC, family="qwen3_vl", tokens_per_second=None, deepstack_levels=2)
+
+
+def told(items: list[tuple[int, Features]], tail: int) -> tuple[np.ndarray, list[int]]:
+    """The same text and media as Qwen3-VL is told them, and where each item begins."""
+    ids, starts = [], []
+    for text, item in items:
+        ids += [10] * text
+        starts.append(len(ids))
+        if item.modality == "image":
+            ids += [TIMED.image_pad] * item.rows
+            continue
+        pads = [TIMED.video_pad] * (item.rows // item.grid_thw[0])
+        for step in range(item.grid_thw[0]):  # words of various lengths, then the step
+            ids += [*[11] * (1 + step % 3), TIMED.vision_start, *pads, TIMED.vision_end]
+    return np.array(ids + [10] * tail, np.int32), starts
+
+
+def vllm_positions_of_qwen3(ids: np.ndarray, items: list[Features], starts: list[int]):
+    from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration as Model
+    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+
+    specs = []
+    for item, start in zip(items, starts, strict=True):
+        held = {f"{item.modality}_grid_thw": SimpleNamespace(data=torch.tensor(item.grid_thw))}
+        place = PlaceholderRange(offset=start, length=item.rows)
+        specs.append(MultiModalFeatureSpec(held, item.modality, str(start), place))
+    config = SimpleNamespace(
+        video_token_id=TIMED.video_pad,
+        vision_start_token_id=TIMED.vision_start,
+        vision_end_token_id=TIMED.vision_end,
+        vision_config=SimpleNamespace(spatial_merge_size=TIMED.merge),
+    )
+    positions, delta = Model._get_mrope_input_positions(ids.tolist(), specs, config)
+    return positions.numpy(), len(ids) + delta
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    items=st.lists(st.tuples(st.integers(0, 5), VIDEOS | IMAGES), max_size=4),
+    tail=st.integers(1, 5),
+)
+def test_positions_where_the_time_is_told_equal_vllm_s(items, tail):
+    ids, starts = told(items, tail)
+    ours, next_position = mrope_positions(ids, [item for _, item in items], TIMED)
+    theirs, their_next = vllm_positions_of_qwen3(ids, [item for _, item in items], starts)
+    assert np.array_equal(ours, theirs)
+    assert next_position == their_next
+
+
+def test_a_video_whose_time_is_not_told_does_not_fit_a_family_that_tells_it():
+    clip = features("video", (2, 2, 4))
+    with pytest.raises(DataError, match="family"):
+        mrope_positions(sequence([(1, clip)], 1), [clip], TIMED)
 
 
 def test_text_after_a_video_continues_at_the_largest_position():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from veripo_ray.errors import CheckpointError, DataError
 from veripo_ray.policy.prompting import build_prompt, expand
@@ -42,9 +45,51 @@ def test_expansion_gives_each_item_one_placeholder_a_feature_row(tokenizer, spec
     assert expanded.dtype == np.int32
     assert (expanded == spec.video_pad).sum() == video.rows
     assert (expanded == spec.image_pad).sum() == image.rows
+    if spec.tells_time:
+        return  # words between the placeholders; the next test knows which
     assert len(expanded) == len(prompt.ids) + video.rows + image.rows - 2
     rest = [i for i in expanded.tolist() if i not in spec.placeholders]
     assert rest == [i for i in prompt.ids.tolist() if i not in spec.placeholders]
+
+
+def test_expansion_equals_that_of_transformers_processor(
+    checkpoint, tokenizer, spec, tower, clip_of
+):
+    """Two videos at different rates, the second of uneven length, and an image between them."""
+    from transformers import AutoProcessor
+    from transformers.video_utils import VideoMetadata
+
+    clips = [clip_of(8, 1, 2), clip_of(6, 2, 1, fps=0.7)]
+    frame = clip_of(1, 2, 3).frames[0]
+    block = "<|vision_start|><|{}_pad|><|vision_end|>"
+    text = "and ".join(block.format(kind) for kind in ("video", "image", "video")) + "how many"
+    theirs = AutoProcessor.from_pretrained(checkpoint)(
+        text=[text],
+        images=[frame],
+        videos=[torch.from_numpy(clip.frames).permute(0, 3, 1, 2) for clip in clips],
+        video_metadata=[
+            VideoMetadata(len(clip.frames), fps=clip.fps, frames_indices=[*range(len(clip.frames))])
+            for clip in clips
+        ],
+        do_sample_frames=False,
+        do_resize=False,
+    )["input_ids"][0]
+    first, second = map(tower.encode_clip, clips)
+    media = [first, tower.encode_image(frame), second]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert expand(ids, media, spec, tokenizer).tolist() == list(theirs)
+
+
+def test_a_family_that_tells_the_time_needs_timestamps(tokenizer, spec, video):
+    silent = replace(video, timestamps=())
+    ids = [spec.vision_start, spec.video_pad, spec.vision_end]
+    if not spec.tells_time:
+        assert len(expand(ids, [silent], spec, tokenizer)) == 2 + video.rows
+        return
+    told = tokenizer.decode(expand(ids, [video], spec, tokenizer))
+    assert told.startswith("<|vision_start|><0.2 seconds><|vision_start|><|video_pad|>")
+    with pytest.raises(DataError, match="no timestamps"):
+        expand(ids, [silent], spec, tokenizer)
 
 
 def test_a_text_prompt_expands_to_itself(tokenizer, spec):
@@ -67,8 +112,8 @@ def test_a_media_token_in_the_question_s_text_is_refused(tokenizer, spec, video)
         expand(build_prompt(tokenizer, asked, "plain").ids, [video], spec, tokenizer)
 
 
-def test_a_checkpoint_without_chat_template_is_reported(tiny_checkpoint):
-    tokenizer = load_tokenizer(tiny_checkpoint)
+def test_a_checkpoint_without_chat_template_is_reported(checkpoint):
+    tokenizer = load_tokenizer(checkpoint)
     tokenizer.chat_template = None
     with pytest.raises(CheckpointError, match="chat template"):
         build_prompt(tokenizer, question(), "plain")

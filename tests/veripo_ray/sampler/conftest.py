@@ -23,24 +23,32 @@ CFG = config.Rollout(dtype="float32", max_model_len=256, max_num_seqs=16)
 
 
 @pytest.fixture(scope="module")
-def sampler(tiny_checkpoint: Path) -> Iterator[Sampler]:
-    made = Sampler(tiny_checkpoint, CFG, device="cpu", seed=0)
+def checkpoint(tiny_checkpoint: Path) -> Path:
+    """Whose rollouts a module tests; one for another family overrides it."""
+    return tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def sampler(checkpoint: Path) -> Iterator[Sampler]:
+    made = Sampler(checkpoint, CFG, device="cpu", seed=0)
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
-def media(tiny_checkpoint: Path, tmp_path_factory) -> dict[str, Features]:
+def media(checkpoint: Path, tmp_path_factory) -> dict[str, Features]:
     """Features of two videos read from mp4 files at different rates, and of an image."""
     folder = tmp_path_factory.mktemp("clips")
-    tower = Tower.load(tiny_checkpoint, "cpu", torch.float32)
+    tower = Tower.load(checkpoint, "cpu", torch.float32)
+    side = tower.policy.spec.patch * tower.policy.spec.merge
     made = {}
     both = zip(("video", "slow"), (1.0, 0.7), scenes(0, held_out=False), strict=False)
     for name, fps, scene in both:
         write_mp4(folder / f"{name}.mp4", scene)
-        with Decoder(config.Video(fps=fps, min_pixels=784)) as decoder:
+        cfg = config.Video(fps=fps, min_pixels=side**2)
+        with Decoder(cfg, factor=side) as decoder:
             made[name] = tower.encode_clip(decoder.clip(folder / f"{name}.mp4"))
-    frame = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
+    frame = np.random.default_rng(0).integers(0, 256, (2 * side, 3 * side, 3), np.uint8)
     return made | {"image": tower.encode_image(frame)}
 
 
@@ -65,9 +73,9 @@ def request_of(sampler: Sampler) -> Callable[..., SampleRequest]:
 
 
 @pytest.fixture
-def policy(tiny_checkpoint: Path) -> QwenVL:
+def policy(checkpoint: Path) -> QwenVL:
     """The policy as the learner holds it, with the checkpoint's weights."""
-    return QwenVL.load(tiny_checkpoint, dtype=torch.float32, tower=False)
+    return QwenVL.load(checkpoint, dtype=torch.float32, tower=False)
 
 
 @pytest.fixture
