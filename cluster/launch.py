@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,6 +34,7 @@ POLL_S = 0.5
 # Logical CPUs of a private cluster: actors take turns, so a laptop's two cores carry them all.
 LOCAL_CPUS = 16
 LOCAL_STORE_BYTES = 1 << 30
+_SAME = ("model", "seed", "schedule", "data", "video", "prompt", "learner.train_vision")
 SHOWN_BAD = 10
 
 
@@ -84,11 +86,7 @@ def _check_same_run(run: config.Run) -> None:
     """What a resumed run must share with its beginning."""
     before = recipe.load(run.output / "config.yaml")
     now = preflight.resolve(run)
-    changed = [
-        name
-        for name in ("model", "seed", "schedule", "data", "video", "prompt")
-        if getattr(before, name) != getattr(now, name)
-    ]
+    changed = [name for name in _SAME if attrgetter(name)(before) != attrgetter(name)(now)]
     if changed:
         raise ConfigError(
             f"--resume: {', '.join(changed)} differ from {run.output / 'config.yaml'}",

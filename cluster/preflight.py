@@ -13,6 +13,7 @@ from pathlib import Path
 from cluster.questions import FOLDER, Questions, pack, unpack
 from veripo_ray import config
 from veripo_ray.errors import ConfigError, DataError, ResourceError
+from veripo_ray.policy.pixels import Pixels
 from veripo_ray.policy.qwen_vl import read_spec
 from veripo_ray.runstate import Checkpoints, read_state
 
@@ -55,6 +56,8 @@ def prepare(run: config.Run, *, resume: bool = False, scratch: Path | None = Non
     run = resolve(run)
     checkpoint = model_folder(run.model)
     read_spec(checkpoint)
+    if run.learner.train_vision:  # learner and rollout workers must make the same pixels of frames
+        Pixels.load(checkpoint)
     _check_disk(run.output)
     _check_port(run.verifier)
     if resume:

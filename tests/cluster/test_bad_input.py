@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,20 @@ def test_a_checkpoint_of_an_unsupported_family(recipe_file: Path, tmp_path: Path
     said = _refusal(recipe_file, f"model={tmp_path}", "--output", tmp_path / "run")
     assert "family 'llama'" in said
     assert "qwen2_5_vl" in said
+
+
+def test_processors_that_a_tower_could_not_learn_with(recipe_file: Path, tmp_path: Path) -> None:
+    """vLLM normalises videos as images, so the learner would see other pixels."""
+    shipped = preflight.model_folder("tinyworld")
+    model = shutil.copytree(shipped, tmp_path / "model")
+    path = model / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["video_processor"]["image_mean"] = [0.5, 0.5, 0.5]
+    path.write_text(json.dumps(settings))
+    changes = [f"model={model}", "learner.train_vision=true", "--output", tmp_path / "run"]
+    assert "normalises videos by (mean, std) = ([0.5, 0.5, 0.5]" in _refusal(recipe_file, *changes)
+    path.unlink()
+    assert "does not say how its tower wants pixels" in _refusal(recipe_file, *changes)
 
 
 def test_a_port_in_use(recipe_file: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from veripo_ray.errors import CheckpointError
 from veripo_ray.policy.folder import load_processors
 from veripo_ray.policy.media import Frames, Modality
 
@@ -24,18 +25,17 @@ class Pixels:
 
     @classmethod
     def load(cls, checkpoint: str | Path) -> Pixels:
-        """Raises CheckpointError when the folder does not say how its tower wants pixels."""
-        return cls(*load_processors(checkpoint))
-
-    @property
-    def video_normalisation(self) -> tuple[list[float], list[float]]:
-        """Mean and deviation of the channels of a video's frames."""
-        return list(self._video.image_mean), list(self._video.image_std)
-
-    @property
-    def image_normalisation(self) -> tuple[list[float], list[float]]:
-        """Mean and deviation of the channels of an image."""
-        return list(self._image.image_mean), list(self._image.image_std)
+        """Raises CheckpointError when the folder does not say how its tower wants pixels, or says
+        it in a way that vLLM does not follow: it normalises videos as it does images."""
+        video, image = load_processors(checkpoint)
+        of_videos, of_images = _normalisation(video), _normalisation(image)
+        if of_videos != of_images:
+            raise CheckpointError(
+                f"checkpoint '{checkpoint}' normalises videos by (mean, std) = {of_videos}, images "
+                f"by {of_images}; vLLM would treat videos as images and see other pixels",
+                fix="give both processors the same image_mean and image_std",
+            )
+        return cls(video, image)
 
     def patches(
         self, items: Sequence[Frames], device: torch.device | str = "cpu"
@@ -68,3 +68,8 @@ class Pixels:
 def _channels_first(item: Frames) -> Tensor:
     """[T, 3, H, W] uint8, in memory of its own: what Ray shares is read-only."""
     return torch.from_numpy(np.array(item.pixels.transpose(0, 3, 1, 2)))
+
+
+def _normalisation(processor: Any) -> tuple[list[float], list[float]]:
+    """Mean and deviation of the channels."""
+    return list(processor.image_mean), list(processor.image_std)

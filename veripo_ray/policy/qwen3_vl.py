@@ -12,7 +12,6 @@ from torch import Tensor
 from veripo_ray.errors import CheckpointError
 from veripo_ray.policy.attention import Layout
 from veripo_ray.policy.folder import read_config
-from veripo_ray.policy.pixels import Pixels
 from veripo_ray.policy.qwen_vl import Embedded, QwenVL
 
 
@@ -44,21 +43,6 @@ class Qwen3VL(QwenVL):
     def numbers(cls, config: Any) -> dict[str, Any]:
         levels = len(config.vision_config.deepstack_visual_indexes)
         return {"tokens_per_second": None, "deepstack_levels": levels}
-
-    @classmethod
-    def read_pixels(cls, checkpoint: str | Path) -> Pixels:
-        """Refuses processors that normalise differently: features are made with each one's own
-        mean and deviation, but vLLM, which will serve the checkpoint, takes the image processor's
-        for videos as well."""
-        pixels = Pixels.load(checkpoint)
-        if pixels.video_normalisation != pixels.image_normalisation:
-            raise CheckpointError(
-                f"checkpoint '{checkpoint}' normalises videos by (mean, std) = "
-                f"{pixels.video_normalisation}, images by {pixels.image_normalisation}; vLLM would "
-                "treat videos as images and see other pixels than the policy was trained on",
-                fix="give both processors the same image_mean and image_std",
-            )
-        return pixels
 
     @classmethod
     def saved_name(cls, name: str) -> str:

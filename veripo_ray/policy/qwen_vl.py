@@ -99,7 +99,7 @@ class QwenVL(ABC):
         config = family.read_config(folder)
         tokenizer = load_tokenizer(folder)
         spec = _spec(family, config, tokenizer, folder)
-        pixels = family.read_pixels(folder) if tower else None
+        pixels = Pixels.load(folder) if tower else None
         model = load_model(
             folder, family.model_class(), config, dtype, tower=tower, language=language
         )
@@ -121,11 +121,6 @@ class QwenVL(ABC):
     @abstractmethod
     def numbers(cls, config: Any) -> dict[str, Any]:
         """`Spec`'s tokens_per_second and deepstack_levels."""
-
-    @classmethod
-    def read_pixels(cls, checkpoint: str | Path) -> Pixels:
-        """What makes frames fit for the tower."""
-        return Pixels.load(checkpoint)
 
     @classmethod
     @abstractmethod
