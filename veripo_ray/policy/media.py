@@ -103,9 +103,10 @@ def _check_times(item: Media) -> None:
 
 def _step_times(seconds_T: np.ndarray, temporal_patch: int) -> tuple[float, ...]:
     """When each temporal grid step is: the mean time of the first and the last frame that it is
-    made of, in seconds since the clip's first frame (Qwen3-VL's processor)."""
+    made of, in seconds since the clip's first frame (Qwen3-VL's processor). Rounded beyond what
+    float32 timestamps can tell, so that 1.25 s is told as 1.2 wherever the clip starts."""
     steps_GP = (seconds_T - seconds_T[0]).reshape(-1, temporal_patch)
-    return tuple(((steps_GP[:, 0] + steps_GP[:, -1]) / 2).tolist())
+    return tuple(((steps_GP[:, 0] + steps_GP[:, -1]) / 2).round(4).tolist())
 
 
 @dataclass(frozen=True, slots=True)

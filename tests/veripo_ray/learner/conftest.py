@@ -35,8 +35,9 @@ def make_batch(spec: Spec, *, count: int = 5, seed: int = 0, frames: bool = Fals
         media, prompt = _media(spec, number, rng, frames), rng.choice(usable, 4).astype(np.int32)
         for item in media:
             pad = spec.video_pad if item.modality == "video" else spec.image_pad
-            around = [spec.vision_start, *[pad] * item.rows, spec.vision_end]
-            prompt = np.array([*around, *prompt], np.int32)
+            blocks = item.grid_thw[0] if spec.tells_time else 1
+            block = [spec.vision_start, *[pad] * (item.rows // blocks), spec.vision_end]
+            prompt = np.array([*block * blocks, *prompt], np.int32)
         responses = [rng.choice(usable, n).astype(np.int32) for n in (3, 9 + number, 5)]
         old = [-rng.uniform(2, 5, len(r)).astype(np.float32) for r in responses]
         advantages = rng.standard_normal(3).astype(np.float32)
@@ -54,7 +55,7 @@ def _media(spec: Spec, number: int, rng: np.random.Generator, frames: bool) -> t
         t, h, w = 1 if kind == "image" else 2 * grid[0], *(spec.patch * side for side in grid[1:])
         pixels = rng.integers(0, 256, (t, h, w, 3), np.uint8)
         return (Frames(kind, pixels, grid, 1.0 if kind == "video" else 0.0, spec.rows(grid)),)
-    values = rng.standard_normal((spec.rows(grid), spec.hidden_size)).astype(np.float32)
+    values = rng.standard_normal((spec.rows(grid), spec.feature_size)).astype(np.float32)
     return (Features(kind, values, grid, 1.0 if kind == "video" else 0.0),)
 
 
@@ -71,6 +72,12 @@ def batch(spec: Spec) -> Batch:
 @pytest.fixture(scope="session")
 def batch_of_frames(spec: Spec) -> Batch:
     return make_batch(spec, frames=True)
+
+
+@pytest.fixture(scope="session")
+def qwen3_batch(qwen3_checkpoint: Path) -> Batch:
+    """Of frames, which the tower makes into features with deepstack levels."""
+    return make_batch(read_spec(qwen3_checkpoint), frames=True)
 
 
 @pytest.fixture(scope="session")

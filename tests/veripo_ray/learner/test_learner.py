@@ -99,6 +99,25 @@ def test_a_step_of_a_tower_that_learns_is_that_of_plain_torch(
     assert [m["media_seen"] for m in metrics] == [4] * STEPS  # of five groups one is text alone
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"zero_stage": 0, "gradient_checkpointing": True},
+        {"zero_stage": 3, "micro_batch_tokens": 100},
+    ],
+)
+def test_a_step_of_qwen3_vl_with_its_tower_is_that_of_plain_torch(
+    settings, qwen3_checkpoint, qwen3_batch
+):
+    cfg = config.Learner(dtype="float32", train_vision=True, **settings)
+    trained = Learner(qwen3_checkpoint, cfg)
+    metrics = steps(trained, qwen3_batch)
+    weights, norms = plain_torch(qwen3_checkpoint, qwen3_batch, "grpo", tower=True)
+    assert any("deepstack" in name for name in weights)
+    assert_same(trained.weights(), weights, tolerance=4e-5)
+    assert [m["grad_norm"] for m in metrics] == pytest.approx(norms, rel=1e-5)
+
+
 @pytest.mark.parametrize("settings", [{"micro_batch_tokens": 1}, {"gradient_checkpointing": True}])
 def test_how_memory_is_saved_does_not_change_a_step(settings, learner, batch, expected):
     trained = learner(**settings)
