@@ -38,6 +38,7 @@ from veripo_ray.verifier.client import VerifierClient
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 SHOWN_SAMPLES = 6
+MEDIA_COUNTS = ("decodes", "encodes", "cache_hits")
 LINGER_S = 60.0  # how long a finished coordinator waits for its driver to read the result
 
 
@@ -153,7 +154,7 @@ class Coordinator:
             if not answered:
                 await self._measure_gap(tasks)
                 if not self.state.stages:
-                    await self._begin_samples(tasks)
+                    await self._begin_samples(task.question for task in tasks[:SHOWN_SAMPLES])
             self.book.show(phase="evaluation", step=answered, steps=sum(map(len, batches)))
             answers = [g async for g in self.team.evaluate(tasks, cfg, f"eval.{answered}")]
             judged = await judge_groups(self.client, answers)
@@ -253,7 +254,7 @@ class Coordinator:
         return gap
 
     async def _learn_pairs(self, batch: Sequence[Pair], phase: config.DpoPhase) -> None:
-        features = {pair.id: await self._features_of(pair.question) for pair in batch}
+        features = await self._features_of(batch)
         started = time.monotonic()
         metrics = await self.team.dpo_step(batch, features, phase)
         self.state.spend("dpo", "learning", time.monotonic() - started)
@@ -294,8 +295,9 @@ class Coordinator:
             max_bad_share=self.settings.data.max_bad_share,
             total=len(self.train) + len(self.heldout) + self.left_out.count,
             left_out=self.left_out,
+            live_bytes=self.team.live_bytes(),
         )
-        self.media_before = {"decodes": self.state.decodes, "encodes": self.state.encodes}
+        self.media_before = {name: getattr(self.state, name) for name in MEDIA_COUNTS}
         self.book.feed = self.feed
         await self.client.ready()
         self.judging = Judging(self.client, self.book.journals.verdicts)
@@ -303,19 +305,19 @@ class Coordinator:
         for groups in _batches(self.book.unjudged(), 16):
             await self.judging.submit(groups)
 
-    async def _begin_samples(self, tasks: Sequence[Task]) -> None:
+    async def _begin_samples(self, questions: Iterable[Question]) -> None:
         """The first held-out questions, with their films, which the report follows."""
         samples = []
-        for task in tasks[:SHOWN_SAMPLES]:
-            clip = await self.team.film(task.question)
+        for question in questions:
+            clip = await self.team.film(question)
             frames = () if clip is None else (clip.frames, clip.seconds)
-            samples.append(Sample.of(task.question, *frames))
+            samples.append(Sample.of(question, *frames))
         self.book.begin_samples(samples)
 
     async def _count_media(self) -> None:
         counts = await self.team.counts()
-        self.state.decodes = self.media_before["decodes"] + counts["decodes"]
-        self.state.encodes = self.media_before["encodes"] + counts["encodes"]
+        for name, before in self.media_before.items():
+            setattr(self.state, name, before + counts[name])
 
     def _begin_exploring(self, phase: config.GrpoPhase) -> None:
         """Choose this phase's questions; its groups begin where the journals end now."""
@@ -381,12 +383,14 @@ class Coordinator:
         )
 
     async def _attach_reference(self, pairs: Sequence[Pair]) -> Sequence[Pair]:
-        features = {pair.id: await self._features_of(pair.question) for pair in pairs}
+        features = await self._features_of(pairs)
         return await self.team.attach_reference(pairs, features)
 
-    async def _features_of(self, question: Question) -> Any:
-        (task,) = await self.feed.tasks([question])
-        return task.features
+    async def _features_of(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        """References to features by pair id, those that were let go fetched side by side."""
+        waits = [self.feed.features(pair.question) for pair in pairs]
+        found = await asyncio.gather(*waits)
+        return {pair.id: features for pair, features in zip(pairs, found, strict=True)}
 
     async def _refit_reference(self) -> None:
         """The reference becomes the policy that enters; a resumed phase has it already."""
@@ -433,6 +437,7 @@ class Coordinator:
     async def _save(self) -> None:
         writing = self.book.checkpoints.begin()
         await self.team.save(writing)
+        await self._count_media()
         self.book.commit(writing)
 
     async def _close(self) -> None:

@@ -2,83 +2,69 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
+from typing import Any
 
-import numpy as np
-import torch
+import ray
 
 from veripo_ray import config
-from veripo_ray.policy.media import Features
-from veripo_ray.policy.tower import Tower
+from veripo_ray.features import FeatureSource
+from veripo_ray.policy.media import Media
 from veripo_ray.records import Question
-from veripo_ray.video.decode import Clip, Decoder
+from veripo_ray.video.decode import Clip
 
-FILMS = 32  # clips of which frames are kept, for a report to show
-FILM_FRAMES = 16
-
-
-@dataclass(slots=True)
-class Counts:
-    """What an encoder has done: clips decoded, clips encoded, images decoded and encoded."""
-
-    decodes: int = 0
-    encodes: int = 0
-    images: int = 0
+WAITING = 2  # calls at once beyond those that decode: for the tower, and for the cache
+# Ray puts results below this size into the memory of the caller, which here is the coordinator. So
+# that it holds no features, however small, only what is no more than a number may go there.
+_INLINE = {"RAY_max_direct_call_object_size": "1000"}
 
 
 class Encoder:
-    """Hosts a decoder and the frozen vision tower.
+    """Hosts a `FeatureSource`. It is fast when it is called many times at once.
 
     Features are returned, not put: what an actor returns outlives it.
     """
 
-    def __init__(self, checkpoint: str, cfg: config.Video, device: str = "cpu") -> None:
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        self.tower = Tower.load(checkpoint, device, dtype)
-        spec = self.tower.policy.spec
-        self.decoder = Decoder(cfg, factor=spec.patch * spec.merge)
-        self._counts = Counts()
-        self._films: dict[str, Clip] = {}
+    @classmethod
+    def actor(cls, cfg: config.Features, *, gpus: int = 0) -> Any:
+        """The class as Ray is to start it."""
+        return ray.remote(concurrency_groups={"asking": 1})(cls).options(
+            num_cpus=cfg.decoders,
+            num_gpus=gpus,
+            max_concurrency=cfg.decoders + WAITING,
+            runtime_env={"env_vars": _INLINE},
+        )
+
+    def __init__(
+        self,
+        checkpoint: str,
+        video: config.Video,
+        cfg: config.Features,
+        device: str = "cpu",
+        *,
+        frames: bool = False,
+    ) -> None:
+        self.source = FeatureSource(checkpoint, video, cfg, device, frames=frames)
 
     def ping(self) -> dict[str, int]:
         """Answers once the tower is loaded."""
         return self.counts()
 
-    def encode(self, question: Question) -> tuple[int, tuple[Features, ...]]:
-        """The number of feature rows, and the features of the video, then of each image.
+    def encode(self, question: Question) -> tuple[int, tuple[Media, ...]]:
+        """The bytes of media, and the features (or frames) of the video, then of each image.
 
         Call it with num_returns=2: who awaits the first knows that the second is there, or why it
         is not (a DataError naming the file), without fetching it.
         """
-        features = self._clips(question) + self._images(question)
-        return sum(item.rows for item in features), features
+        media = self.source.of(question)
+        return sum(item.nbytes for item in media), media
 
-    def _clips(self, question: Question) -> tuple[Features, ...]:
-        if question.video is None:
-            return ()
-        clip = self.decoder.clip(question.video)
-        self._counts.decodes += 1
-        if len(self._films) < FILMS:
-            self._films[question.video] = _thinned(clip)
-        features = self.tower.encode_clip(clip)
-        self._counts.encodes += 1
-        return (features,)
-
-    def _images(self, question: Question) -> tuple[Features, ...]:
-        features = tuple(map(self.tower.encode_image, self.decoder.images(question.images)))
-        self._counts.images += len(features)
-        return features
-
+    @ray.method(concurrency_group="asking")
     def film(self, question: Question) -> Clip | None:
-        """Frames of the question's video, if it was among the first that were decoded."""
-        return self._films.get(question.video) if question.video else None
+        """Some frames of the question's video, ahead of what waits to be encoded."""
+        return self.source.film(question)
 
+    @ray.method(concurrency_group="asking")
     def counts(self) -> dict[str, int]:
-        return asdict(self._counts)
-
-
-def _thinned(clip: Clip) -> Clip:
-    """At most FILM_FRAMES of the clip's frames, evenly spread, in memory of their own."""
-    count = len(clip.frames)
-    chosen = np.linspace(0, count - 1, min(count, FILM_FRAMES)).round().astype(int)
-    return replace(clip, frames=clip.frames[chosen], seconds=clip.seconds[chosen])
+        """See `veripo_ray.features.Counts`. Ahead of what waits to be encoded."""
+        return asdict(self.source.counts())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,10 @@ from veripo_ray.errors import DataError
 from veripo_ray.questions import LeftOut
 from veripo_ray.records import Question
 from veripo_ray.runlog import BadItem
+
+LIVE_REFERENCES = 4096  # each costs the coordinator about two kilobytes, however small its features
+Media = tuple[str, ...]
+Encoded = tuple[int, Any]  # bytes of features, a reference to them
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +31,32 @@ class Task:
 
 
 class Feed:
-    """Encodes each clip once a run, ahead of its use, and keeps the references, never the data."""
+    """Has clips encoded ahead of their use, once for all who want them, and keeps references to
+    the most recently used features, never the data.
+
+    Features live in the object store while a `Task` or the feed refers to them. The feed lets go of
+    the longest unused when they are more than `live_bytes` or LIVE_REFERENCES; asked for again,
+    they come from the encoder's disk cache.
+    """
 
     def __init__(
         self,
-        encode: Callable[[Question], Awaitable[Any]],
+        encode: Callable[[Question], Awaitable[Encoded]],
         prompt: Callable[[Question], np.ndarray],
         *,
         max_bad_share: float,
         total: int,
+        live_bytes: float,
         left_out: LeftOut | None = None,
     ) -> None:
         """total: all rows there were; left_out: those of them that could not be read, which count
         against the share as bad media do. Raises DataError as `report` does."""
         self._encode, self._prompt = encode, prompt
-        self._max_bad, self._total = max_bad_share, total
-        self._features: dict[tuple[str, ...], asyncio.Task[Any]] = {}
+        self._max_bad, self._total, self._max_bytes = max_bad_share, total, live_bytes
+        self._live: OrderedDict[Media, asyncio.Task[Encoded]] = OrderedDict()
+        self._bytes = 0  # of the features that `_live` refers to
+        self._ahead: set[Media] = set()  # will be asked for next: not let go before
+        self._clips: set[int] = set()  # hashes of the clips that could be used
         self._unusable: set[str] = set()  # ids, at most the set share of all questions
         self.left_out = LeftOut() if left_out is None else left_out.model_copy(deep=True)
         self._check_share()
@@ -49,8 +64,12 @@ class Feed:
     @property
     def videos(self) -> int:
         """Distinct clips that could be used."""
-        good = [media for media, task in self._features.items() if _succeeded(task)]
-        return sum(media[0] == "video" for media in good)
+        return len(self._clips)
+
+    @property
+    def live(self) -> int:
+        """Clips and sets of images whose features the feed keeps in the object store."""
+        return len(self._live)
 
     def report(self, question: Question, reason: str) -> None:
         """Count a question as unusable; DataError when they are more than the set share."""
@@ -75,27 +94,60 @@ class Feed:
         return [task for task in made if task]
 
     def prefetch(self, questions: Sequence[Question]) -> None:
-        """Begin to encode the clips that have not been."""
+        """Begin to encode the clips that have not been. As many as there is room for: they stay
+        until they were asked for, or until the next call."""
+        self._ahead = {_media(question) for question in questions}
         for question in questions:
-            media = _media(question)
-            if media not in self._features:
-                self._features[media] = asyncio.ensure_future(self._encode(question))
+            self._begin(question)
+        self._let_go()
+
+    async def features(self, question: Question) -> Any:
+        """A reference to the features of a question that was usable. DataError when it no longer
+        is: its file has gone."""
+        _, reference = await self._begin(question)
+        return reference
 
     async def _task(self, question: Question) -> Task | None:
         if question.id in self._unusable:
             return None
         try:
-            features = await self._features[_media(question)]
+            features = await self.features(question)
             return Task(question, self._prompt(question), features)
         except DataError as error:
             self.report(question, str(error))
             return None
 
+    def _begin(self, question: Question) -> asyncio.Task[Encoded]:
+        """The encoding of the question's media, in progress or done; one for all who ask."""
+        media = _media(question)
+        if media not in self._live:
+            self._live[media] = asyncio.ensure_future(self._encode(question))
+            self._live[media].add_done_callback(lambda task: self._done(media, task))
+        self._live.move_to_end(media)
+        return self._live[media]
 
-def _media(question: Question) -> tuple[str, ...]:
+    def _done(self, media: Media, encoding: asyncio.Task[Encoded]) -> None:
+        if not _succeeded(encoding):
+            return
+        self._bytes += encoding.result()[0]
+        if media[0] == "video":
+            self._clips.add(hash(media))
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Drop references, the longest unused first, until the others are within bounds."""
+        for media, encoding in list(self._live.items()):
+            if self._bytes <= self._max_bytes and len(self._live) <= LIVE_REFERENCES:
+                return
+            if encoding.done() and media not in self._ahead:
+                del self._live[media]
+                self._bytes -= encoding.result()[0] if _succeeded(encoding) else 0
+
+
+def _media(question: Question) -> Media:
     """Questions about the same media share its features."""
     return ("video", question.video) if question.video else ("images", *question.images)
 
 
-def _succeeded(task: asyncio.Task[Any]) -> bool:
-    return task.done() and not task.cancelled() and task.exception() is None
+def _succeeded(encoding: asyncio.Task[Encoded]) -> bool:
+    return encoding.done() and not encoding.cancelled() and encoding.exception() is None

@@ -271,6 +271,7 @@ class RunBook:
             phase_switch_seconds=_mean(state.switch_seconds) if state.switch_seconds else None,
             decodes=state.decodes,
             encodes=state.encodes,
+            feature_cache_hits=state.cache_hits,
             videos=self.feed.videos if self.feed else 0,
             finished=finished,
             model=self.run.model,

@@ -39,7 +39,7 @@ class Team:
     References to features and weights pass through here; their data never does.
     """
 
-    Encoder: type = Encoder
+    Encoder: type[Encoder] = Encoder
     RolloutWorker: type = RolloutWorker
 
     def __init__(self, run: config.Run, checkpoint: Path) -> None:
@@ -73,8 +73,8 @@ class Team:
 
     def _create(self, weights: Path, reference: Path, version: int) -> None:
         run, device = self.run, self.run.device
-        self.encoder = _actor(self.Encoder, device, 1).remote(
-            str(self.checkpoint), run.video, device
+        self.encoder = self.Encoder.actor(run.features, gpus=int(device == "cuda")).remote(
+            str(self.checkpoint), run.video, run.features, device, frames=run.learner.train_vision
         )
         self.workers = [
             _actor(self.RolloutWorker, device, run.rollout.tensor_parallel).remote(
@@ -143,20 +143,27 @@ class Team:
 
     # --- questions
 
-    async def encode(self, question: Question) -> Any:
-        """A reference to the question's features; DataError when its media cannot be used."""
+    async def encode(self, question: Question) -> tuple[int, Any]:
+        """The bytes of the question's features, and a reference to them; DataError when its media
+        cannot be used."""
         if not (question.video or question.images):
-            return ray.put(())
+            return 0, ray.put(())
         receipt, features = self.encoder.encode.options(num_returns=2).remote(question)
-        await self._one(receipt, f"encoding the media of question {question.id!r}")
-        return features
+        size = await self._one(receipt, f"encoding the media of question {question.id!r}")
+        return size, features
+
+    def live_bytes(self) -> float:
+        """Features that may be in the object store at once."""
+        if self.run.features.live_gb is not None:
+            return self.run.features.live_gb * 1e9
+        return ray.cluster_resources().get("object_store_memory", 0.0) / 2
 
     async def film(self, question: Question) -> Clip | None:
-        """Some frames of the question's video, if the encoder kept them."""
+        """Some frames of the question's video."""
         return await self._one(self.encoder.film.remote(question), "a film")
 
     async def counts(self) -> dict[str, int]:
-        """Clips decoded and encoded so far, as the encoder counted them."""
+        """Clips decoded, encoded and found in the cache so far, as the encoder counted them."""
         return await self._one(self.encoder.counts.remote(), "counting media")
 
     def prompt(self, question: Question) -> np.ndarray:

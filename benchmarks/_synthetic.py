@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
+from actors.encoder import Encoder
 from actors.team import Team
 from veripo_ray import config
+from veripo_ray.features import Counts
 from veripo_ray.policy.media import Features
 from veripo_ray.policy.prompting import expand
 from veripo_ray.policy.qwen_vl import load_tokenizer, read_spec
@@ -52,10 +55,10 @@ def _row(id_: str, number: int, clip: str) -> dict[str, Any]:
     }
 
 
-class SyntheticEncoder:
+class SyntheticEncoder(Encoder):
     """Features of 2 frames of 56 x 56 pixels: 4 rows, one placeholder each."""
 
-    def __init__(self, checkpoint: str, *_: object) -> None:
+    def __init__(self, checkpoint: str, *_: object, **__: object) -> None:
         self._spec, self._encoded = read_spec(checkpoint), 0
 
     def ping(self) -> dict[str, int]:
@@ -67,13 +70,13 @@ class SyntheticEncoder:
         shape = (self._spec.rows(grid), self._spec.feature_size)
         values = rng.standard_normal(shape, np.float32)
         self._encoded += 1
-        return len(values), (Features("video", values, grid, 1.0),)
+        return values.nbytes, (Features("video", values, grid, 1.0),)
 
     def film(self, question: Question) -> None:
         """There is none to show."""
 
     def counts(self) -> dict[str, int]:
-        return {"decodes": 0, "encodes": self._encoded, "images": 0}
+        return asdict(Counts(encodes=self._encoded))
 
 
 class SyntheticRolloutWorker:

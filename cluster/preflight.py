@@ -13,6 +13,7 @@ from pathlib import Path
 from cluster.questions import FOLDER, Questions, pack, unpack
 from veripo_ray import config
 from veripo_ray.errors import ConfigError, DataError, ResourceError
+from veripo_ray.features import open_cache
 from veripo_ray.policy.pixels import Pixels
 from veripo_ray.policy.qwen_vl import read_spec
 from veripo_ray.runstate import Checkpoints, read_state
@@ -59,6 +60,7 @@ def prepare(run: config.Run, *, resume: bool = False, scratch: Path | None = Non
     if run.learner.train_vision:  # learner and rollout workers must make the same pixels of frames
         Pixels.load(checkpoint)
     _check_disk(run.output)
+    open_cache(run.features)
     _check_port(run.verifier)
     if resume:
         return Prepared(run, checkpoint, unpack(run.output))
@@ -89,11 +91,15 @@ def resolve(run: config.Run) -> config.Run:
         for name in ("train", "heldout", "video_root")
         if (path := getattr(data, name)) is not None
     }
+    cache = run.features.cache_dir  # None stays: each machine has a home of its own
     return run.model_copy(
         update={
             "output": run.output.expanduser().absolute(),
             "device": device,
             "data": data.model_copy(update=paths),
+            "features": run.features.model_copy(
+                update={"cache_dir": cache and cache.expanduser().absolute()}
+            ),
         }
     )
 
@@ -137,8 +143,9 @@ def _check_port(verifier: config.Verifier) -> None:
 def check_resources(run: config.Run, available: Mapping[str, float]) -> None:
     """What the actors ask for at once must fit the cluster: a process that never starts tells
     nobody why. `available`: what Ray says the cluster has."""
-    actors = 2 + run.rollout.workers + run.learner.ranks  # encoder and reference are one each
-    needs = {"CPU": float(actors + run.verifier.replicas)}
+    encoder = run.features.decoders
+    others = 1 + run.rollout.workers + run.learner.ranks  # the reference is one
+    needs = {"CPU": float(encoder + others + run.verifier.replicas)}
     if run.device == "cuda":
         needs["GPU"] = float(
             2 + run.rollout.workers * run.rollout.tensor_parallel + run.learner.ranks
@@ -147,7 +154,8 @@ def check_resources(run: config.Run, available: Mapping[str, float]) -> None:
         if available.get(kind, 0.0) < needed:
             raise ResourceError(
                 f"the run needs {needed:g} {kind}s, the cluster has {available.get(kind, 0.0):g}: "
-                f"encoder 1, reference 1, rollout.workers = {run.rollout.workers}, "
+                f"features.decoders = {encoder} (1 GPU), reference 1, "
+                f"rollout.workers = {run.rollout.workers}, "
                 f"rollout.tensor_parallel = {run.rollout.tensor_parallel}, "
                 f"learner.ranks = {run.learner.ranks}, "
                 f"verifier.replicas = {run.verifier.replicas}",

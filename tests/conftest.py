@@ -43,6 +43,13 @@ ENVIRONMENT = {
 os.environ.update(ENVIRONMENT)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _caches_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests, and the processes that they start, neither find nor leave features in the user's own
+    cache."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """DeepSpeed holds on to a process's first process group for life; vLLM takes it down when its
     engine closes. In one process they go together only in this order: these tests come last."""

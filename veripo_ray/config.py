@@ -55,6 +55,21 @@ class Video(Settings):
     decode_timeout_s: Positive = 60.0
 
 
+class Features(Settings):
+    """What the frozen tower makes of clips and images: once, then kept [ours]."""
+
+    cache_dir: Path | None = Field(
+        None, description="across runs; None: veripo-ray/features in $XDG_CACHE_HOME or ~/.cache"
+    )
+    cache_gb: Annotated[float, Field(ge=0)] = Field(
+        20.0, description="of that folder at most; the longest unused go first; 0: no cache"
+    )
+    live_gb: Positive | None = Field(
+        None, description="of features in the object store at once; None: half of the store"
+    )
+    decoders: Count = Field(2, description="files decoded side by side, a CPU each")
+
+
 class Prompt(Settings):
     """Which texts ask the question: a name of veripo_ray/prompts or a file of the user's."""
 
@@ -272,6 +287,7 @@ class Run(Settings):
     schedule: tuple[Phase, ...] = Field(min_length=1)
     data: Data = Data()
     video: Video = Video()
+    features: Features = Features()
     prompt: Prompt = Prompt()
     rollout: Rollout = Rollout()
     learner: Learner = Learner()

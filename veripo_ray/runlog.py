@@ -131,6 +131,9 @@ class Summary(Entry):
     )
     decodes: Natural = 0
     encodes: Natural = 0
+    feature_cache_hits: Natural = Field(
+        0, description="clips neither decoded nor encoded: their features were on disk"
+    )
     videos: Natural = Field(0, description="distinct clips of the questions that were used")
     finished: bool = False
     model: str = ""

@@ -55,6 +55,7 @@ class RunState(BaseModel):
     switch_seconds: list[float] = []
     decodes: int = 0
     encodes: int = 0
+    cache_hits: int = 0
     reference: str | None = Field(None, description="checkpoint that entered the dpo phase")
     # where its files end
     journal_start: dict[str, int] = Field({}, description="journal sizes when the last grpo began")

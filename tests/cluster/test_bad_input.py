@@ -102,6 +102,15 @@ def test_fewer_questions_than_a_batch(recipe_file: Path, tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()  # so that the next try is not refused
 
 
+def test_a_feature_cache_that_cannot_be_written(recipe_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said = _refusal(
+        recipe_file, f"features.cache_dir={tmp_path}/file", "--output", tmp_path / "run"
+    )
+    assert f"features.cache_dir = {tmp_path}/file cannot be written" in said
+    assert "features.cache_gb=0" in said
+
+
 @pytest.mark.parametrize("recipe", ["quickstart"])
 def test_a_dry_run_checks_everything_and_starts_nothing(
     recipe: str, tmp_path: Path, free_port: Callable[[], int]
@@ -118,11 +127,11 @@ def test_a_dry_run_checks_everything_and_starts_nothing(
 
 def test_a_cluster_that_is_too_small_is_refused_by_name(recipe_file: Path) -> None:
     run = recipe.load(recipe_file, ["rollout.workers=3", "device=cpu"])
-    preflight.check_resources(run, {"CPU": 7.0})
+    preflight.check_resources(run, {"CPU": 8.0})
     with pytest.raises(
-        ResourceError, match=r"needs 7 CPUs, the cluster has 6.*rollout.workers = 3"
+        ResourceError, match=r"needs 8 CPUs, the cluster has 7.*rollout.workers = 3"
     ):
-        preflight.check_resources(run, {"CPU": 6.0})
+        preflight.check_resources(run, {"CPU": 7.0})
     on_gpus = run.model_copy(update={"device": "cuda"})
     with pytest.raises(ResourceError, match="needs 6 GPUs, the cluster has 0"):
         preflight.check_resources(on_gpus, {"CPU": 64.0})

@@ -17,6 +17,7 @@ import pytest
 
 from veripo_ray import journal
 from veripo_ray.records import Family
+from veripo_ray.report.samples import read_samples
 from veripo_ray.tinyworld.world import write_world
 
 pytestmark = pytest.mark.timeout(900)  # whole runs, some of them several
@@ -103,7 +104,21 @@ def test_three_broken_clips_are_named_and_the_run_trains_on_the_others(
 
 def test_every_clip_is_decoded_and_encoded_once(trained: tuple[Path, str]) -> None:
     summary = _summary(trained[0])
-    assert summary["decodes"] == summary["encodes"] == summary["videos"]
+    assert summary["decodes"] == summary["encodes"] == summary["videos"] > 100
+    assert summary["feature_cache_hits"] == 0
+
+
+def test_the_next_run_on_the_same_clips_decodes_and_encodes_nothing(
+    trained: tuple[Path, str], veripo: Train, tmp_path: Path
+) -> None:
+    """Its report has films all the same."""
+    output = tmp_path / "run"
+    status, said = veripo("eval", trained[0] / "config.yaml", "--output", output)
+    assert status == 0, said
+    summary = _summary(output)
+    assert (summary["decodes"], summary["encodes"]) == (0, 0)
+    assert summary["feature_cache_hits"] == summary["videos"] > 0
+    assert all(sample.frames for sample in read_samples(output))
 
 
 def test_groups_carry_their_version_and_verdicts_march_with_them(
@@ -169,7 +184,8 @@ def test_sigterm_in_each_phase_then_resume_finishes_with_nothing_twice(
         mark = f'"phase":"{phase}","iteration":{iteration},'
         return lambda: metrics.exists() and mark in metrics.read_text()
 
-    arguments = ("train", recipe_file, "--output", output)
+    cache = f"features.cache_dir={tmp_path / 'cache'}"
+    arguments = ("train", recipe_file, cache, "--output", output)
     resume: tuple[str, ...] = ()
     for phase, iteration in (("grpo", 1), ("dpo", 1), ("grpo", 2)):
         status, said = terminate_when(reached(phase, iteration), *arguments, *resume)
@@ -186,6 +202,10 @@ def test_sigterm_in_each_phase_then_resume_finishes_with_nothing_twice(
     points = [json.loads(line) for line in metrics.read_text().splitlines()]
     steps = [(p["phase"], p["iteration"], p["step"]) for p in points]
     assert len(steps) == len(set(steps))
+    summary, clips = _summary(output), len(list((output / "data").rglob("*.mp4")))
+    assert summary["decodes"] <= clips  # over all four starts: none does it again
+    assert summary["encodes"] <= clips
+    assert summary["feature_cache_hits"] > 0
 
 
 def test_resuming_with_other_settings_is_refused(

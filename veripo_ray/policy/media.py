@@ -47,6 +47,11 @@ class Features:
         """Feature rows, which is the number of placeholder tokens in an expanded prompt."""
         return self.values.shape[0]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its array, which is nearly all of it."""
+        return self.values.nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class Frames:
@@ -66,6 +71,11 @@ class Frames:
 
     def __post_init__(self) -> None:
         _check_times(self)
+
+    @property
+    def nbytes(self) -> int:
+        """As of features."""
+        return self.pixels.nbytes
 
     @classmethod
     def of_clip(cls, clip: Clip, spec: Spec) -> Frames:

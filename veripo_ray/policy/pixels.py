@@ -37,6 +37,11 @@ class Pixels:
             )
         return cls(video, image)
 
+    @property
+    def processors(self) -> tuple[Any, Any]:
+        """Of videos and of images; `to_dict` gives their settings."""
+        return self._video, self._image
+
     def patches(
         self, items: Sequence[Frames], device: torch.device | str = "cpu"
     ) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,18 @@ class Tower:
     def load(cls, checkpoint: str | Path, device: torch.device | str, dtype: torch.dtype) -> Tower:
         """Read the tower alone. Raises CheckpointError as `QwenVL.load` does."""
         return cls(QwenVL.load(checkpoint, dtype=dtype, device=device, language=False))
+
+    def fingerprint(self) -> str:
+        """A digest of all that features depend on besides the frames: weights in the precision that
+        computes, the tower's settings, and how the processors normalise pixels."""
+        digest = hashlib.blake2b(digest_size=20)
+        for name, weight in sorted(self.policy.model.state_dict().items()):
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.cpu().contiguous().view(torch.uint8).numpy())
+        assert self.policy.pixels is not None  # a tower comes with its processors
+        for part in (self.policy.model.config.vision_config, *self.policy.pixels.processors):
+            digest.update(json.dumps(part.to_dict(), sort_keys=True, default=str).encode())
+        return digest.hexdigest()
 
     def encode_clip(self, clip: Clip) -> Features:
         """Features of one clip: frames [T, H, W, 3] uint8, T even, H and W whole merged patches."""

@@ -88,7 +88,9 @@ def render(data: RunData) -> str:
         bad_items=summary.bad_items[:SHOWN_BAD_ITEMS],
         gap=_largest_gap(summary.stages),
         judges=words.judge_sentence(data.judges),
-        videos=words.video_sentence(summary.videos, summary.decodes, summary.encodes),
+        videos=words.video_sentence(
+            summary.videos, summary.decodes, summary.encodes, summary.feature_cache_hits
+        ),
     )  # fmt: skip
 
 

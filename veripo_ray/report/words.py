@@ -154,12 +154,15 @@ def judge_sentence(judges: Judges | None) -> str:
     )
 
 
-def video_sentence(videos: int, decodes: int, encodes: int) -> str:
+def video_sentence(videos: int, decodes: int, encodes: int, cache_hits: int = 0) -> str:
     if not videos:
         return "No video was counted."
     if decodes == encodes == videos:
         return f"Each of the {videos:,} distinct clips was decoded once and encoded once."
-    return f"{videos:,} distinct clips were decoded {decodes:,} and encoded {encodes:,} times."
+    found = f"; {cache_hits:,} times features were found on disk" if cache_hits else ""
+    return (
+        f"{videos:,} distinct clips were decoded {decodes:,} and encoded {encodes:,} times{found}."
+    )
 
 
 def value_text(measure: Measure, value: float | None, error: float | None) -> str:
