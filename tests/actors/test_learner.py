@@ -170,6 +170,84 @@ def test_two_ranks_train_a_tower_like_one_though_only_one_of_them_has_frames(
         )  # Adam enlarges rounding
 
 
+@pytest.fixture(scope="module")
+def mixture(tiny_checkpoint) -> tuple[list[TrainGroup], dict[str, tuple[Features, ...]]]:
+    """Groups of video, image, both and text; uneven, single and empty responses."""
+    spec, rng = read_spec(tiny_checkpoint), np.random.default_rng(1)
+    usable = sorted(set(range(spec.vocab_size)) - set(spec.banned_ids))
+    kinds = {
+        "video": (spec.video_pad, (2, 4, 2), 1.0),
+        "image": (spec.image_pad, (1, 4, 4), 0.0),
+    }
+    cases = [("video",), ("image",), ("image", "video"), (), ("video",)]
+    groups, media = [], {}
+    for number, (case, lengths) in enumerate(
+        zip(cases, [(7, 0, 12, 1), (5,), (3, 40), (33, 2, 9), (0, 4)], strict=True)
+    ):
+        prompt, items = [*rng.choice(usable, 3)], []
+        for kind in case:
+            pad, grid, seconds = kinds[kind]
+            values = rng.standard_normal((4, spec.hidden_size)).astype(np.float32)
+            items.append(Features(kind, values, grid, seconds))
+            prompt += [spec.vision_start, *[pad] * 4, spec.vision_end, *rng.choice(usable, 2)]
+        responses = [rng.choice(usable, n).astype(np.int32) for n in lengths]
+        old = [-rng.uniform(3.5, 4.5, n).astype(np.float32) for n in lengths]
+        advantages = rng.standard_normal(len(lengths)).astype(np.float32)
+        ids = np.array(prompt, np.int32)
+        groups.append(TrainGroup(f"m{number}", ids, responses, old, advantages))
+        media[f"m{number}"] = tuple(items)
+    return groups, media
+
+
+def one_sequence_each(group: TrainGroup) -> list[TrainGroup]:
+    """The same as groups of one response, each with the whole prompt before it."""
+    return [
+        replace(group, responses=[response], old_logprobs=[old], advantages=advantage)
+        for response, old, advantage in zip(
+            group.responses, group.old_logprobs, group.advantages[:, None], strict=True
+        )
+    ]
+
+
+# With an eps this far above every gradient, Adam's step is the gradient itself times lr / eps.
+EPS, SCALE = 1e6, 1e3
+PLAIN_STEP = config.Grpo(lr=EPS * SCALE)
+
+
+@pytest.fixture(scope="module")
+def gradients_of_separate_sequences(tiny_checkpoint, mixture):
+    """Of one rank, sequence by sequence: initial weights and every parameter's gradient."""
+    groups, media = mixture
+    cfg = config.Learner(dtype="float32", grad_clip=1e9, micro_batch_tokens=1, zero_stage=0)
+    learner = Learner(tiny_checkpoint, cfg)
+    before = learner.weights()
+    learner.engine._optimizer.param_groups[0].update(eps=EPS)
+    rows = [row for group in groups for row in one_sequence_each(group)]
+    learner.grpo_step(rows, media, PLAIN_STEP)
+    after = learner.weights()
+    return before, {name: (after[name] - before[name]) / SCALE for name in before}
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_on_two_ranks_too_a_shared_prompt_gives_every_gradient_of_separate_sequences(
+    stage, ranks, mixture, gradients_of_separate_sequences
+):
+    groups, media = mixture
+    before, expected = gradients_of_separate_sequences
+    ranks.rejoin(settings(stage, grad_clip=1e9))
+    ranks.every(
+        "__ray_call__", lambda rank: rank.learner.engine._optimizer.param_groups[0].update(eps=EPS)
+    )
+    features = {name: ray.put(items) for name, items in media.items()}
+    ranks.every("grpo_step", [ray.put(groups)], features, PLAIN_STEP)
+    after = weights_of(ranks)
+    assert after.keys() == expected.keys()
+    for name, gradient in expected.items():
+        ours = (after[name] - before[name]) / SCALE
+        assert np.linalg.norm(gradient) > 0, name
+        assert np.linalg.norm(ours - gradient) <= 1e-5 * np.linalg.norm(gradient), name
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 def test_one_example_for_two_ranks_keeps_them_in_step(
     stage, ranks, examples, sent, tiny_checkpoint

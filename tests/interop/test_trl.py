@@ -77,6 +77,8 @@ def value_and_gradient(loss_of, logprobs: Tensor) -> tuple[Tensor, Tensor]:
         ("bnpo", "token", "token_mean", 0.2),
         ("dr_grpo", "token", "constant", 0.2),
         ("grpo", "sequence", "sequence_mean", 0.28),  # GSPO
+        ("dapo", "sequence", "token_mean", 0.28),
+        ("dr_grpo", "sequence", "constant", 0.2),
     ],
 )
 def test_policy_loss(loss_type, ratio, aggregation, clip_high, kl_coef):
