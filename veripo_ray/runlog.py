@@ -130,7 +130,9 @@ class Summary(Entry):
         None, description="from grpo to the first batch of pairs, without the evaluation, mean"
     )
     decodes: Natural = 0
-    encodes: Natural = 0
+    encodes: Natural = Field(
+        0, description="by a frozen tower; one that learns sees clips in its passes: `media_seen`"
+    )
     feature_cache_hits: Natural = Field(
         0, description="clips neither decoded nor encoded: their features were on disk"
     )

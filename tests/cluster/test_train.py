@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.preflight import model_folder
 from veripo_ray import journal
 from veripo_ray.records import Family
 from veripo_ray.report.samples import read_samples
@@ -240,6 +241,40 @@ def test_the_coordinator_outlives_its_driver(
         time.sleep(0.5)
     assert _phases(output) == ["initial", "grpo"]
     shutil.rmtree(output)
+
+
+def test_a_tower_that_learns_is_stopped_resumed_and_saved(
+    recipe_file: Path, terminate_when: Train, veripo: Train, tmp_path: Path
+) -> None:
+    """Frames instead of features through grpo, reference and dpo; the log-probability gap after
+    each sync says that rollout workers have the learner's tower, before and after the resume."""
+    from transformers import AutoModelForImageTextToText
+
+    output = tmp_path / "run"
+    metrics = output / "metrics.jsonl"
+    vision = ("learner.train_vision=true", "data.tinyworld.heldout=4", "schedule=[grpo,dpo]")
+    arguments = ("train", recipe_file, *vision, "--output", output)
+    status, said = terminate_when(lambda: metrics.exists() and metrics.read_text(), *arguments)
+    assert status == 128 + signal.SIGTERM, said
+    status, said = veripo("train", recipe_file, "--output", output, "--resume", *vision[1:])
+    assert "learner.train_vision differ" in said
+    status, said = veripo(*arguments, "--resume")
+    assert status == 0, said
+    summary = _summary(output)
+    assert _phases(output) == ["initial", "grpo", "dpo"]
+    assert all(0 < stage["logprob_gap_max"] < 1e-4 for stage in summary["stages"])
+    assert summary["decodes"] >= summary["videos"] > 0  # once before the stop, once after it
+    assert summary["encodes"] == 0
+    steps = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert {step["phase"] for step in steps} == {"grpo", "dpo"}
+    assert all(0 < step["values"]["media_seen"] <= 8 for step in steps)  # a group or pair: once
+    model, report = AutoModelForImageTextToText.from_pretrained(
+        output / "checkpoints" / "latest" / "hf", output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    before = AutoModelForImageTextToText.from_pretrained(model_folder("tinyworld"))
+    for name, weight in model.model.visual.named_parameters():
+        assert not weight.equal(before.model.visual.get_parameter(name)), name
 
 
 def test_two_ranks_two_workers_several_epochs_and_a_kl_term(

@@ -159,6 +159,11 @@ def video_sentence(videos: int, decodes: int, encodes: int, cache_hits: int = 0)
         return "No video was counted."
     if decodes == encodes == videos:
         return f"Each of the {videos:,} distinct clips was decoded once and encoded once."
+    if not encodes and not cache_hits:  # nothing was encoded ahead of its use
+        return (
+            f"{videos:,} distinct clips were decoded {decodes:,} times; the vision tower, which "
+            "learned, saw them anew in every pass."
+        )
     found = f"; {cache_hits:,} times features were found on disk" if cache_hits else ""
     return (
         f"{videos:,} distinct clips were decoded {decodes:,} and encoded {encodes:,} times{found}."

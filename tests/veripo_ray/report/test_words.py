@@ -67,6 +67,7 @@ def test_a_held_out_judge_is_told_from_the_one_that_curates() -> None:
 
 def test_clips_decoded_more_than_once_are_not_called_decoded_once() -> None:
     assert "decoded 200 and encoded 100 times" in words.video_sentence(100, 200, 100)
+    assert "decoded 100 times; the vision tower, which learned" in words.video_sentence(100, 100, 0)
 
 
 @given(st.floats(-100, 100))
