@@ -146,6 +146,8 @@ class Coordinator:
         cfg = self.settings.evaluation
         self.book.begin_evaluation()
         figures, answered, batches = StageFigures(), 0, self._heldout_batches()
+        if not self.state.stages:  # the encoder keeps the films of what it decodes first
+            await self.feed.tasks(self.heldout.take(batches[0][:SHOWN_SAMPLES]))
         for rows, following in itertools.pairwise((*batches, range(0))):
             tasks = await self.feed.tasks(self.heldout.take(rows))
             self.feed.prefetch(self.heldout.take(following))
