@@ -1,7 +1,8 @@
 """Questions dealt to rollout workers, and their groups collected as they finish.
 
-Every worker starts with an equal share, but no more than fills its batch. What is left goes one by
-one to the worker that has room and asks, so that a slow worker keeps nobody waiting.
+A single worker gets them all. Of several, each starts with an equal share, but no more than fills
+its batch; what is left goes one by one to the worker that has room and asks, so that a slow worker
+keeps nobody waiting.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ class Dealer:
         self, tasks: Sequence[Task], name: str, workers: Sequence[Any], sampling: Mapping[str, Any]
     ) -> AsyncIterator[Group]:
         """The group of every task, as soon as it is finished, with ids that begin with `name`.
-        Whoever leaves early ends the dealing: workers finish what they have and no more."""
+        Whoever leaves early ends the dealing: workers finish what they were given and no more."""
         questions = {task.question.id: task.question for task in tasks}
-        shares, left = deal_out(tasks, len(workers), -(-self._places // sampling["n"]))
+        room = -(-self._places // sampling["n"]) if len(workers) > 1 else len(tasks)
+        shares, left = deal_out(tasks, len(workers), room)
         self._left[name] = deque(left)
         results: asyncio.Queue[Any] = asyncio.Queue()
         readers = [
@@ -71,7 +73,7 @@ class Dealer:
         results: asyncio.Queue[Any],
     ) -> None:
         """Bring one worker's groups to the queue as they finish."""
-        me = ray.get_runtime_context().current_actor
+        me = ray.get_runtime_context().current_actor if self._left[name] else None
         stream = worker.sample.options(num_returns="streaming").remote(share, me, name, **sampling)
         async for reference in stream:
             await results.put(await result_of(reference, self._limit_s, "sampling a group"))

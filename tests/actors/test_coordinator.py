@@ -39,8 +39,11 @@ class _Team(Team):
         cls.coordinator.fake = team
         return team
 
-    async def encode(self, question: Question) -> Any:
-        return ()
+    async def encode(self, question: Question) -> tuple[int, Any]:
+        return 0, ()
+
+    def live_bytes(self) -> float:
+        return 1e9
 
     def prompt(self, question: Question) -> np.ndarray:
         return np.array([1, 2], np.int32)
@@ -49,7 +52,7 @@ class _Team(Team):
         return None
 
     async def counts(self) -> dict[str, int]:
-        return {"decodes": 0, "encodes": 0, "images": 0}
+        return dict.fromkeys(("decodes", "encodes", "images", "cache_hits"), 0)
 
     async def explore(self, tasks: Sequence[Task], prefix: str) -> AsyncIterator[Group]:
         for task in reversed(tasks):  # groups come as they finish
