@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veripo_ray import config, journal, recipe
+from veripo_ray import config, journal
 from veripo_ray.progress import Eta, Status
 from veripo_ray.questions import LeftOut
 from veripo_ray.records import Group, JudgedGroup
@@ -57,7 +57,6 @@ class RunBook:
     def __init__(self, run: config.Run, *, questions: int, resume: bool) -> None:
         self.run, self.folder, self.questions = run, run.output, questions
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.yaml").write_text(recipe.dump(run))
         self.checkpoints = Checkpoints(self.folder)
         self.journals = journal.RunJournals(self.folder)
         self.metrics = MetricsLog(self.folder)

@@ -26,6 +26,7 @@ from veripo_ray.sft.demonstrations import load_demonstrations, step_folder, step
 RESTARTS = 2  # after lost workers; a VeripoError is the user's to mend and is not tried again
 COLLECTIVE_TIMEOUT_S = 1800
 METRICS = "metrics.jsonl"
+_STOP = "stop"  # a file in the phase's folder, which all ranks can see
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,10 @@ class _Job:
 
 def train_sft(
     run: config.Run, phase: config.SftPhase, start_checkpoint: Path, output: Path, resume: bool
-) -> Path:
+) -> Path | None:
     """One sft phase from `start_checkpoint`; returns the folder of the trained checkpoint in
-    Hugging Face layout. Needs a running Ray and, for several nodes, a shared file system.
+    Hugging Face layout, None when it was asked to stop before. Needs a running Ray and, for
+    several nodes, a shared file system.
 
     output: checkpoints (step-N) and metrics.jsonl, a line a step. With `resume`, goes on from the
     last checkpoint there; without, begins anew and deletes what is there.
@@ -52,6 +54,7 @@ def train_sft(
     if not resume:
         shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
+    (output / _STOP).unlink(missing_ok=True)
     on_gpu = _on_gpu(run)
     _check_resources(run.learner.ranks, on_gpu)
     phase = _with_lesson(phase, output)
@@ -71,7 +74,12 @@ def train_sft(
         ),
     )
     _fit(trainer)
-    return last / "hf"
+    return last / "hf" if (last / "hf").exists() else None
+
+
+def ask_to_stop(output: Path) -> None:
+    """Let the phase in `output` write a checkpoint after the step in progress, and end."""
+    (output / _STOP).touch()
 
 
 def _fit(trainer: TorchTrainer) -> None:
@@ -140,7 +148,8 @@ def _rank(settings: dict[str, _Job]) -> None:
         last = ray.train.get_checkpoint()
         if last:
             student.learner.load(last.path)
-        student.imitate(questions, job.output, _Report(job.output, context.get_world_rank()))
+        report = _Report(job.output, context.get_world_rank())
+        student.imitate(questions, job.output, report, stop=(job.output / _STOP).exists)
 
 
 @dataclass(frozen=True, slots=True)

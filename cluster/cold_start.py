@@ -8,36 +8,56 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from actors.sft import METRICS, train_sft
+from rich.console import Console
+
+from actors.sft import METRICS, ask_to_stop, train_sft
 from cluster.preflight import Prepared
+from cluster.stopping import Stop
 from veripo_ray.progress import Progress, Status
 
 POLL_S = 0.5
 
 
-def cold_start(prepared: Prepared, *, resume: bool) -> Path:
+def cold_start(prepared: Prepared, *, resume: bool, stop: Stop) -> Path | None:
     """Run the sft phases, one after the other, each from what the one before has made; returns
     the last checkpoint, or the run's own where there is no such phase.
 
-    An interrupted phase goes on from its last checkpoint with `--resume`, a finished one is not
-    repeated.
+    None after a stop, with a checkpoint of that step on disk: with `--resume` the phase goes on
+    from it, and a finished one is not repeated.
     """
     run, checkpoint = prepared.run, prepared.checkpoint
     for number, phase in enumerate(run.cold_start):
         folder = run.output / "sft" / str(number)
 
-        def work(phase: Any = phase, start: Path = checkpoint, folder: Path = folder) -> Path:
+        def work(
+            phase: Any = phase, start: Path = checkpoint, folder: Path = folder
+        ) -> Path | None:
             return train_sft(run, phase, start, folder, resume)
 
         with Progress() as progress:
-            checkpoint = _watched(work, lambda: progress.update(_status(prepared, number, folder)))  # noqa: B023
+
+            def look(number: int = number, folder: Path = folder, shown: Any = progress) -> None:
+                shown.update(_status(prepared, number, folder))
+                if stop.signal:
+                    ask_to_stop(folder)
+
+            trained = _watched(work, look)
+        if trained is None:
+            Console(highlight=False).print(f"stopped; --resume goes on from {_step(folder)}")
+            return None
+        checkpoint = trained
     return checkpoint
 
 
-def _watched(work: Callable[[], Path], look: Callable[[], None]) -> Path:
+def _step(folder: Path) -> str:
+    last = _last_line(folder / METRICS)
+    return f"step {last.get('step', 0)} of {last.get('steps', '?')} in {folder}"
+
+
+def _watched(work: Callable[[], Path | None], look: Callable[[], None]) -> Path | None:
     """The result of `work`, done in a thread of its own, with a look at it twice a second."""
     with ThreadPoolExecutor(1, thread_name_prefix="sft") as pool:
-        result: Future[Path] = pool.submit(work)
+        result: Future[Path | None] = pool.submit(work)
         while wait([result], timeout=POLL_S).not_done:
             look()
         return result.result()

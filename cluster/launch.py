@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
@@ -22,7 +20,8 @@ from actors.coordinator import Coordinator
 from actors.team import Team
 from cluster import preflight
 from cluster.cold_start import cold_start
-from cluster.preflight import Prepared
+from cluster.preflight import CONFIG, Prepared
+from cluster.stopping import Stop
 from deployments import verifier
 from veripo_ray import config, recipe
 from veripo_ray.errors import ConfigError, ResourceError
@@ -74,9 +73,9 @@ def evaluate(run: config.Run, output: Path | None) -> int:
 def _make_room(output: Path, *, resume: bool, overwrite: bool) -> None:
     if not overwrite or resume or not output.exists():
         return
-    if not (output / "config.yaml").exists():
+    if not (output / CONFIG).exists():
         raise ConfigError(
-            f"--overwrite: {output} does not look like a run's folder (no config.yaml)",
+            f"--overwrite: {output} does not look like a run's folder (no {CONFIG})",
             fix="delete it yourself, or give another --output",
         )
     shutil.rmtree(output)
@@ -84,12 +83,12 @@ def _make_room(output: Path, *, resume: bool, overwrite: bool) -> None:
 
 def _check_same_run(run: config.Run) -> None:
     """What a resumed run must share with its beginning."""
-    before = recipe.load(run.output / "config.yaml")
+    before = recipe.load(run.output / CONFIG)
     now = preflight.resolve(run)
     changed = [name for name in _SAME if attrgetter(name)(before) != attrgetter(name)(now)]
     if changed:
         raise ConfigError(
-            f"--resume: {', '.join(changed)} differ from {run.output / 'config.yaml'}",
+            f"--resume: {', '.join(changed)} differ from {run.output / CONFIG}",
             fix="resume with the settings the run began with, or start a new one elsewhere",
         )
 
@@ -98,24 +97,31 @@ def follow_to_the_end(prepared: Prepared, *, resume: bool, team: type[Team] = Te
     """Start what the run needs, show its progress until it ends; the exit status. `team`: other
     actors than the product's, for a measurement of what leads them."""
     run = prepared.run
-    with _cluster(run.device):
+    (run.output / CONFIG).write_text(recipe.dump(run))  # from here on `--resume` goes on with it
+    with _cluster(run.device), Stop() as stop:
         preflight.check_resources(run, ray.cluster_resources())
-        checkpoint = cold_start(prepared, resume=resume)
+        checkpoint = cold_start(prepared, resume=resume, stop=stop)
+        if checkpoint is None:
+            return 128 + stop.signal
         with _verifier(run, checkpoint) as url:
             prepared = replace(prepared, checkpoint=checkpoint)
             coordinator = _launch(prepared, url, team, resume=resume)
             try:
-                return _follow(coordinator, run, checkpoint)
+                return _follow(coordinator, run, checkpoint, stop)
             finally:
                 ray.kill(coordinator)
 
 
-def _follow(coordinator: Any, run: config.Run, begun_from: Path) -> int:
+def _follow(coordinator: Any, run: config.Run, begun_from: Path, stop: Stop) -> int:
     """Show the run's progress until it ends."""
     ending = coordinator.run.remote()
-    with Progress() as progress, _Stop(coordinator) as stop:
+    told = False
+    with Progress() as progress:
         while not ray.wait([ending], timeout=POLL_S)[0]:
             progress.update(result_now(coordinator.status.remote()))
+            if stop.signal and not told:
+                result_now(coordinator.stop.remote())
+                told = True
         outcome = result_now(ending)
         _print_ending(progress, run, outcome, begun_from)
     return 0 if outcome == "finished" else 128 + stop.signal
@@ -174,30 +180,6 @@ def _launch(prepared: Prepared, url: str, team: type[Team], *, resume: bool) -> 
             f"a run named {prepared.run.output.name!r} goes on in this cluster already",
             fix="wait for it, or give another --output",
         ) from error
-
-
-class _Stop:
-    """The first Ctrl-C or SIGTERM asks the coordinator to write a checkpoint and stop; a second
-    one ends the command at once."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self, coordinator: Any) -> None:
-        self._coordinator, self.signal = coordinator, 0
-
-    def __enter__(self) -> _Stop:
-        self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _: FrameType | None) -> None:
-        if self.signal:
-            raise SystemExit(128 + number)
-        self.signal = number
-        self._coordinator.stop.remote()
 
 
 def _print_ending(progress: Progress, run: config.Run, outcome: str, begun_from: Path) -> None:

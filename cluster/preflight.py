@@ -19,6 +19,7 @@ from veripo_ray.policy.qwen_vl import read_spec
 from veripo_ray.runstate import Checkpoints, read_state
 
 MIN_FREE_GB = 2.0
+CONFIG = "config.yaml"  # the resolved settings, in the folder of every run that has begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,12 @@ class Prepared:
 
 def check_output(run: config.Run, *, resume: bool, overwrite: bool = False) -> None:
     """Neither a run is overwritten by accident nor resumed from nothing."""
-    latest = Checkpoints(run.output).latest()
-    if resume and not latest:
+    if resume and not (run.output / CONFIG).is_file():
         raise ConfigError(
-            f"--resume: {run.output} has no checkpoint",
+            f"--resume: {run.output} holds no run that has begun",
             fix="start it without --resume, or correct --output",
         )
-    if resume and latest:
+    if resume and (latest := Checkpoints(run.output).latest()):
         read_state(latest)
     occupied = run.output.is_dir() and any(run.output.iterdir())
     if occupied and not (resume or overwrite):

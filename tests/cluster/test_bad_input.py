@@ -93,7 +93,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_by_accident(
 
 
 def test_resuming_from_nothing(recipe_file: Path, tmp_path: Path) -> None:
-    assert "has no checkpoint" in _refusal(recipe_file, "--output", tmp_path, "--resume")
+    assert "holds no run that has begun" in _refusal(recipe_file, "--output", tmp_path, "--resume")
 
 
 def test_fewer_questions_than_a_batch(recipe_file: Path, tmp_path: Path) -> None:

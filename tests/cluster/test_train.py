@@ -209,6 +209,26 @@ def test_sigterm_in_each_phase_then_resume_finishes_with_nothing_twice(
     assert summary["feature_cache_hits"] > 0
 
 
+def test_sigterm_in_a_cold_start_then_resume_goes_on_from_that_step(
+    recipe_file: Path, terminate_when: Train, veripo: Train, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    metrics = output / "sft" / "0" / "metrics.jsonl"
+    lesson = "lesson: {name: letters, demonstrations: 64, clips: 1}"
+    sft = f"schedule=[{{phase: sft, batch: 4, steps: 300, lr: 1.0e-3, {lesson}}}]"
+    arguments = ("train", recipe_file, sft, "evaluation.questions=4", "--output", output)
+    status, said = terminate_when(metrics.exists, *arguments)
+    assert status == 128 + signal.SIGTERM, said
+    assert "--resume goes on from step" in said
+    stopped_at = len(metrics.read_text().splitlines())
+    assert 0 < stopped_at < 300
+    status, said = veripo(*arguments, "--resume")
+    assert status == 0, said
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, 301))
+    assert _phases(output) == ["initial"]
+
+
 def test_resuming_with_other_settings_is_refused(
     recipe_file: Path, trained: tuple[Path, str], veripo: Train
 ) -> None:

@@ -179,6 +179,10 @@ class Learner:
         self._stopped = error
         raise error
 
+    def any_rank(self, flag: bool) -> bool:
+        """Whether `flag` holds on some rank; all get the same answer. Collective."""
+        return any(self._from_all(flag))
+
     def _from_all(self, value: Any) -> list[Any]:
         """`value` of every rank, in the order of ranks."""
         if self.world_size == 1:

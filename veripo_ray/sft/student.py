@@ -59,8 +59,14 @@ class Student:
     def __exit__(self, *_: object) -> None:
         self.media.close()
 
-    def imitate(self, questions: Sequence[Question], folder: Path, keep: Keep) -> None:
-        """Train from the learner's present step to the last.
+    def imitate(
+        self,
+        questions: Sequence[Question],
+        folder: Path,
+        keep: Keep,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Train from the learner's present step to the last, or until some rank's `stop()`.
 
         Every `checkpoint_every` steps and at the end the learner is saved in `folder`/step-N;
         `keep` gets each step's metrics and that folder (None at the steps between). A learner that
@@ -72,11 +78,14 @@ class Student:
         for step, batch in enumerate(plan, start=self.learner.version):
             stats = self._step(batch, learning_rate(self.phase, step, steps))
             self.learner.publish(step + 1)
+            stopping = self.learner.any_rank(stop())
             saved = None
-            if (step + 1) % self.phase.checkpoint_every == 0 or step + 1 == steps:
+            if stopping or (step + 1) % self.phase.checkpoint_every == 0 or step + 1 == steps:
                 saved = folder / step_folder(step + 1)
                 self.learner.save(saved)
             keep(stats | {"step": step + 1, "steps": steps}, saved)
+            if stopping:
+                return
 
     def _step(self, batch: Sequence[Question], lr: float) -> Stats:
         seen = {question.id: self.media.of(question) for question in batch}

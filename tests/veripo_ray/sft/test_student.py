@@ -67,6 +67,19 @@ def losses_of(student: Student, folder: Path, stop: int | None = None) -> list[f
     return losses
 
 
+def test_asked_to_stop_it_saves_the_step_in_progress(
+    run: Run, phase: SftPhase, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    made: list[Path | None] = []
+    with Student(run, phase, tiny_checkpoint) as student:
+        questions = load_demonstrations(run.data, phase)
+        student.imitate(
+            questions, tmp_path, lambda _, saved: made.append(saved), stop=lambda: len(made) == 2
+        )
+    assert made == [None, tmp_path / "step-000002", tmp_path / "step-000003"]
+    assert (tmp_path / "step-000003" / "hf").is_dir()
+
+
 def test_interrupted_and_resumed_it_gives_the_same_losses_and_weights(
     run: Run, phase: SftPhase, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
