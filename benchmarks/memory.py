@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -27,12 +25,12 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
+from _common import write
 from _synthetic import SyntheticTeam, write_questions
 
 from cluster import launch, preflight
@@ -70,15 +68,7 @@ def main() -> None:
         return
     rows = [_in_a_fresh_process(count) for count in args.questions]
     _print(rows)
-    if args.json:
-        result = {
-            "benchmark": "memory",
-            "date": date.today().isoformat(),
-            "device": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-            "rows": rows,
-            "growth_mb": _growth(rows),
-        }
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(args.json, "memory", rows, growth_mb=_growth(rows))
 
 
 def _arguments() -> argparse.Namespace:

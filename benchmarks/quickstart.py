@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
+
+from _common import write
 
 COLUMNS = ("accuracy", "inconsistency", "correct_and_consistent", "repetition", "format")
 TIMEOUT_S = 1800
@@ -31,15 +30,7 @@ def main() -> None:
     args = _arguments()
     rows = [_run(seed, args.overrides) for seed in range(args.first, args.first + args.seeds)]
     _print(rows)
-    if args.json:
-        result = {
-            "benchmark": "quickstart",
-            "date": date.today().isoformat(),
-            "device": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-            "rows": rows,
-            "stages": _statistics(rows),
-        }
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(args.json, "quickstart", rows, stages=_statistics(rows))
 
 
 def _arguments() -> argparse.Namespace:
@@ -56,7 +47,8 @@ def _run(seed: int, overrides: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(sys.executable, "-m", "veripo_ray", "train", "quickstart"),
-            *(f"seed={seed}", f"data.tinyworld.seed={seed}", *overrides),
+            *(f"seed={seed}", f"data.tinyworld.seed={seed}"),
+            *(f"features.cache_dir={folder}/features", *overrides),  # empty for every seed
             *("--output", f"{folder}/run"),
         ]
         started = time.monotonic()

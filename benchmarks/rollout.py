@@ -18,15 +18,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -37,6 +34,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import ray
+from _common import write
 
 from actors.dealing import Dealer
 from actors.feed import Task
@@ -92,8 +90,7 @@ def main() -> None:
         rows = [_measure(regime, args.rounds) for regime in REGIMES[: args.regimes]]
     finally:
         ray.shutdown()
-    if args.json:
-        args.json.write_text(json.dumps(_result(rows), indent=1) + "\n")
+    write(args.json, "rollout", rows)
 
 
 def _arguments() -> argparse.Namespace:
@@ -102,15 +99,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--regimes", type=int, default=len(REGIMES), help="the first so many")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
-
-
-def _result(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "benchmark": "rollout",
-        "date": date.today().isoformat(),
-        "device": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-        "rows": list(rows),
-    }
 
 
 # --- one regime

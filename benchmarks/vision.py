@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import socket
 import subprocess
 import sys
@@ -25,11 +24,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import psutil
+from _common import write
 from _watch import Watch
 
 from veripo_ray import config, journal, recipe
@@ -54,14 +53,7 @@ def main() -> None:
         rows = [_run(folder, name, args.overrides) for name in ("cold", "warm")]
         rows += _compared(folder)
     _print(rows)
-    if args.json:
-        result = {
-            "benchmark": "vision",
-            "date": date.today().isoformat(),
-            "device": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-            "rows": rows,
-        }
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(args.json, "vision", rows)
 
 
 def _arguments() -> argparse.Namespace:
