@@ -6,6 +6,7 @@ touch transformers' model internals. Written against transformers 5.19 (the rang
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -207,7 +208,7 @@ class QwenVL(ABC):
         seen = list(self.see(frames)) if frames else []
         ours = iter(seen)
         values = [
-            next(ours) if isinstance(item, Frames) else torch.as_tensor(item.values)
+            next(ours) if isinstance(item, Frames) else _as_tensor(item.values)
             for item in media
         ]
         return [*values, *ours]
@@ -265,6 +266,13 @@ class QwenVL(ABC):
         """Whether a stored weight is of a part that was not loaded."""
         tower = name.startswith(files.TOWER)
         return (self.model.model.visual if tower else self.model.model.language_model) is None
+
+
+def _as_tensor(values: np.ndarray) -> Tensor:
+    """Features without a copy. Those of Ray are read-only, of which torch warns; nobody writes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.as_tensor(values)
 
 
 def _spec(family: type[QwenVL], config: Any, tokenizer: Any, checkpoint: str | Path) -> Spec:

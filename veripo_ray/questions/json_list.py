@@ -9,6 +9,7 @@ from typing import Any
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _LONGEST_TOKEN = 16  # characters of -Infinity or \uD83D\uDE00, which the end of a piece may cut
+_CUT_NUMBER = 2  # characters of "e-" behind a number whose other digits are in the next piece
 
 
 def values(pieces: Iterator[str]) -> Iterator[Any]:
@@ -59,7 +60,7 @@ class _Text:
         return found
 
     def value(self) -> Any:
-        """The next value, whole: one that ends where the text does may go on."""
+        """The next value, whole: one that ends (nearly) where the text does may go on."""
         self.peek()
         while True:
             try:
@@ -68,7 +69,7 @@ class _Text:
                 if self._may_be_cut(error) and self._more():
                     continue
                 raise ValueError(f"{error.msg}: char {self._before + error.pos}") from None
-            if end < len(self._text) or not self._more():
+            if end < len(self._text) - _CUT_NUMBER or not self._more():
                 self._at = end
                 return value
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from veripo_ray.errors import DataError
@@ -30,6 +30,8 @@ def pieces(whole: str, size: int) -> list[str]:
 
 
 @given(st.lists(plain, max_size=6), indents, st.booleans(), st.integers(1, 40))
+@example([0.5], None, False, 3)  # cut behind the point
+@example([1e-30], None, False, 5)  # cut behind the sign of the exponent
 def test_a_list_in_pieces_has_the_values_of_the_whole(items, indent, ascii_only, size):
     whole = f" {json.dumps(items, indent=indent, ensure_ascii=ascii_only)} \n"
     assert list(values(iter(pieces(whole, size)))) == items
