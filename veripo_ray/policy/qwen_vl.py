@@ -208,8 +208,7 @@ class QwenVL(ABC):
         seen = list(self.see(frames)) if frames else []
         ours = iter(seen)
         values = [
-            next(ours) if isinstance(item, Frames) else _as_tensor(item.values)
-            for item in media
+            next(ours) if isinstance(item, Frames) else _as_tensor(item.values) for item in media
         ]
         return [*values, *ours]
 
