@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.dealing import Dealt, requests
 from actors.encoder import Encoder
 from actors.team import Team
 from veripo_ray import config
@@ -91,22 +92,14 @@ class SyntheticRolloutWorker:
         return self._version
 
     def sample(
-        self,
-        ids: Sequence[str],
-        prompt_ids: Sequence[np.ndarray],
-        features: Sequence[ray.ObjectRef],
-        *,
-        n: int,
-        **_: Any,
+        self, share: Sequence[Dealt], dealer: Any = None, name: str = "", *, n: int, **_: Any
     ) -> Iterator[Sampled]:
-        for id_, prompt, reference in zip(ids, prompt_ids, features, strict=True):
-            number = _number(id_)
+        for request in requests(share, dealer, name):
+            number = _number(request.id)
             slip = number % PAIRED != 0
             rollouts = tuple(self._rollout(number + wrong, slip) for wrong in range(n))
-            yield Sampled(id_, self._expanded(prompt, reference), rollouts)
-
-    def _expanded(self, prompt: np.ndarray, reference: ray.ObjectRef) -> np.ndarray:
-        return expand(prompt, ray.get(reference), self._spec, self._tokenizer)
+            prompt = expand(request.prompt_ids, request.features, self._spec, self._tokenizer)
+            yield Sampled(request.id, prompt, rollouts)
 
     def _rollout(self, number: int, slip: bool) -> Rollout:
         letter, said = _letter(number), _letter(number + 2 * slip)
