@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 import ray
 
+from actors.agreement import Agreement
 from actors.batches import Drawn, RolloutBatch, RolloutBatches
 from actors.dealing import Dealt
 from actors.feed import Feed, Task
@@ -25,17 +25,16 @@ from actors.pairing import PairStream
 from actors.runbook import RunBook
 from actors.team import Team
 from veripo_ray import config, curriculum
-from veripo_ray.errors import DataError, ScoringError
+from veripo_ray.errors import DataError
 from veripo_ray.evaluation import StageFigures
 from veripo_ray.objectives.advantages import is_informative
 from veripo_ray.progress import Status
 from veripo_ray.questions import LeftOut, QuestionTable
 from veripo_ray.records import Group, Pair, Question
 from veripo_ray.report import Sample
-from veripo_ray.scoring.rewards import reward
+from veripo_ray.scoring.rewards import rewarded
 from veripo_ray.verifier.client import VerifierClient
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 SHOWN_SAMPLES = 6
 MEDIA_COUNTS = ("decodes", "encodes", "cache_hits")
@@ -114,7 +113,7 @@ class Coordinator:
                 await batches.settled()
                 await self._publish("grpo")
                 if phase.staleness:
-                    self.book.measured(await self._measure_gap(batch.tasks))
+                    self.book.measured(await self.agreement.measure(batch.tasks))
                 self.state.step, self.state.cursor = self.state.step + 1, batch.cursor
                 await self._after_step()
 
@@ -154,7 +153,7 @@ class Coordinator:
             if not tasks:
                 continue
             if not answered:
-                await self._measure_gap(tasks)
+                await self.agreement.measure(tasks)
                 if not self.state.stages:
                     await self._begin_samples(task.question for task in tasks[:SHOWN_SAMPLES])
             self.book.show(phase="evaluation", step=answered, steps=sum(map(len, batches)))
@@ -183,7 +182,7 @@ class Coordinator:
         """The batch's groups with r_a + r_f for every rollout. A group with an answer that could
         not be scored is left out: no reward is ever made up."""
         started = time.monotonic()
-        groups = [g for g in await asyncio.to_thread(_all_rewarded, batch.groups) if g]
+        groups = await asyncio.to_thread(rewarded, batch.groups)
         self.state.spend("grpo", "sampling", batch.waited)
         self.state.spend("grpo", "rewards", time.monotonic() - started)
         self.book.sampled(groups, batch.seconds, lost=len(batch.groups) - len(groups))
@@ -206,7 +205,9 @@ class Coordinator:
             for batch in _batches(groups, phase.train_batch)
         ]
         first = next((kept for _, kept in steps if kept), [])
-        limit = await self._limit_of_first_step(groups, first, features, phase)
+        limit = await self.agreement.limit_of_first_step(
+            groups, first, features, staleness=phase.staleness
+        )
         proximal: Mapping[str, Any] = {}
         if phase.corrects_importance and phase.steps_per_batch > 1:
             proximal = await self.team.score(groups, features, phase)
@@ -220,40 +221,9 @@ class Coordinator:
             self.state.count("grpo", sum(len(group.rollouts) for group in kept))
             if limit is None:  # the policies differ by more than the engines
                 metrics = {name: value for name, value in metrics.items() if "gap" not in name}
-            self._note_gap(metrics.get("logprob_gap_max", 0.0))
+            self.agreement.note(metrics.get("logprob_gap_max", 0.0))
             self.book.learned(metrics, kept=len(kept) / len(batch))
             limit = None
-
-    async def _limit_of_first_step(
-        self,
-        groups: Sequence[Group],
-        first: Sequence[Group],
-        features: Mapping[str, Any],
-        phase: config.GrpoPhase,
-    ) -> float | None:
-        """How far the rollout worker may be from the learner in the first step, on groups `first`.
-
-        None for rollouts of older weights: their gap was measured when these came. No sync goes
-        unmeasured: when the step will see no video, a group that has one is scored before it.
-        """
-        versions = [rollout.policy_version for group in groups for rollout in group.rollouts]
-        age = self.state.version - min(versions, default=self.state.version)
-        assert 0 <= age <= phase.staleness, f"rollouts are {age} versions old"
-        if age:
-            return None
-        limit = self.settings.max_logprob_gap
-        witness = _with_video(groups, key=lambda group: group.question) if groups else None
-        if witness and bool(witness.question.video) not in {bool(g.question.video) for g in first}:
-            self._note_gap(await self.team.gap_of([witness], features, limit))
-        return limit
-
-    async def _measure_gap(self, tasks: Sequence[Task]) -> float:
-        """Both sides score a group of one of these questions, sampled for it, in the same version:
-        of the first that has a video, if one has."""
-        task = _with_video(tasks, key=lambda task: task.question)
-        gap = await self.team.measure_gap(task, self.settings.max_logprob_gap)
-        self._note_gap(gap)
-        return gap
 
     async def _learn_pairs(self, batch: Sequence[Pair], phase: config.DpoPhase) -> None:
         features = await self._features_of(batch)
@@ -291,6 +261,7 @@ class Coordinator:
             reference=self.book.reference_checkpoint(),
             version=self.state.version,
         )
+        self.agreement = Agreement(self.team, self.state, self.settings.max_logprob_gap)
         self.feed = Feed(
             self.team.encode,
             self.team.prompt,
@@ -408,9 +379,6 @@ class Coordinator:
         await self.team.publish(self.state.version)
         self.state.spend(kind, "weight sync", time.monotonic() - started)
 
-    def _note_gap(self, gap: float) -> None:
-        self.state.logprob_gap_max = max(self.state.logprob_gap_max, gap)
-
     def _spend_pairing(self, stream: PairStream) -> None:
         """What a pair cost before the learner saw it: its verdicts, building, reference scores."""
         for part, seconds in stream.take_seconds().items():
@@ -467,25 +435,6 @@ class Coordinator:
     async def stop(self) -> None:
         """Finish the step in progress, write a checkpoint, and end `run` with 'stopped'."""
         self.stopping = True
-
-
-def _all_rewarded(groups: Sequence[Group]) -> list[Group | None]:
-    return [_rewarded(group) for group in groups]
-
-
-def _rewarded(group: Group) -> Group | None:
-    """The group with its rewards, None when an answer could not be compared in time."""
-    try:
-        rewards = tuple(reward(group.question, rollout.text) for rollout in group.rollouts)
-    except ScoringError as error:
-        log.warning("group %s is left out: %s", group.id, error)
-        return None
-    return group.model_copy(update={"rewards": rewards})
-
-
-def _with_video(items: Sequence[T], key: Callable[[T], Question]) -> T:
-    """The first of these whose question has a video; the first of all when none has."""
-    return next((item for item in items if key(item).video), items[0])
 
 
 def _informative(group: Group) -> bool:

@@ -74,7 +74,8 @@ def train_sft(
         ),
     )
     _fit(trainer)
-    return last / "hf" if (last / "hf").exists() else None
+    stopped = (output / _STOP).exists() and not (last / "hf").exists()
+    return None if stopped else last / "hf"
 
 
 def ask_to_stop(output: Path) -> None:

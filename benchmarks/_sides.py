@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -79,7 +80,7 @@ class Setting:
         return [slice(i, i + rows) for i in range(0, self.shape.G, rows)]
 
 
-class Side:
+class Side(ABC):
     """One way of doing the update. `losses` yields a scalar a micro-batch, each to go backward
     before the next; `logprobs` gives [G, R] without gradient."""
 
@@ -90,11 +91,11 @@ class Side:
         self.model = model
         self.optimizer = _optimizer(model)
 
-    def losses(self) -> Iterator[Tensor]:
-        raise NotImplementedError
+    @abstractmethod
+    def losses(self) -> Iterator[Tensor]: ...
 
-    def logprobs(self) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def logprobs(self) -> Tensor: ...
 
     def update(self) -> None:
         for loss in self.losses():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -25,42 +24,35 @@ def cold_start(prepared: Prepared, *, resume: bool, stop: Stop) -> Path | None:
     None after a stop, with a checkpoint of that step on disk: with `--resume` the phase goes on
     from it, and a finished one is not repeated.
     """
-    run, checkpoint = prepared.run, prepared.checkpoint
-    for number, phase in enumerate(run.cold_start):
-        folder = run.output / "sft" / str(number)
-
-        def work(
-            phase: Any = phase, start: Path = checkpoint, folder: Path = folder
-        ) -> Path | None:
-            return train_sft(run, phase, start, folder, resume)
-
-        with Progress() as progress:
-
-            def look(number: int = number, folder: Path = folder, shown: Any = progress) -> None:
-                shown.update(_status(prepared, number, folder))
-                if stop.signal:
-                    ask_to_stop(folder)
-
-            trained = _watched(work, look)
-        if trained is None:
-            Console(highlight=False).print(f"stopped; --resume goes on from {_step(folder)}")
-            return None
-        checkpoint = trained
+    checkpoint: Path | None = prepared.checkpoint
+    for number in range(len(prepared.run.cold_start)):
+        if checkpoint is not None:
+            checkpoint = _phase(prepared, number, checkpoint, resume=resume, stop=stop)
     return checkpoint
+
+
+def _phase(
+    prepared: Prepared, number: int, start: Path, *, resume: bool, stop: Stop
+) -> Path | None:
+    """One phase in a thread of its own, with a look at it, and at `stop`, twice a second."""
+    run = prepared.run
+    folder = run.output / "sft" / str(number)
+    with ThreadPoolExecutor(1, thread_name_prefix="sft") as pool, Progress() as progress:
+        phase = run.cold_start[number]
+        result = pool.submit(train_sft, run, phase, start, folder, resume)
+        while wait([result], timeout=POLL_S).not_done:
+            progress.update(_status(prepared, number, folder))
+            if stop.signal:
+                ask_to_stop(folder)
+    trained = result.result()
+    if trained is None:
+        Console(highlight=False).print(f"stopped; --resume goes on from {_step(folder)}")
+    return trained
 
 
 def _step(folder: Path) -> str:
     last = _last_line(folder / METRICS)
     return f"step {last.get('step', 0)} of {last.get('steps', '?')} in {folder}"
-
-
-def _watched(work: Callable[[], Path | None], look: Callable[[], None]) -> Path | None:
-    """The result of `work`, done in a thread of its own, with a look at it twice a second."""
-    with ThreadPoolExecutor(1, thread_name_prefix="sft") as pool:
-        result: Future[Path | None] = pool.submit(work)
-        while wait([result], timeout=POLL_S).not_done:
-            look()
-        return result.result()
 
 
 def _status(prepared: Prepared, number: int, folder: Path) -> Status:

@@ -47,17 +47,22 @@ def grpo_self(cfg: Grpo, loss_type: str) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def trl_grpo(cfg: Grpo, loss_type: str, new: Tensor, old, advantages, mask, reference) -> Tensor:
-    inputs = {
+def batch_of(new: Tensor, old, advantages, mask, **more: Tensor | None) -> dict:
+    """What TRL's loss reads of a batch."""
+    return {
         "prompt_ids": torch.zeros(len(new), 1, dtype=torch.long),
         "prompt_mask": torch.ones(len(new), 1, dtype=torch.long),
         "completion_ids": torch.zeros(new.shape, dtype=torch.long),
         "completion_mask": mask.long(),
         "advantages": advantages,
         "old_per_token_logps": old,
-        "ref_per_token_logps": reference,
         "num_items_in_batch": mask.sum(),
+        **more,
     }
+
+
+def trl_grpo(cfg: Grpo, loss_type: str, new: Tensor, old, advantages, mask, reference) -> Tensor:
+    inputs = batch_of(new, old, advantages, mask, ref_per_token_logps=reference)
     return grpo_trainer.GRPOTrainer._compute_loss(grpo_self(cfg, loss_type), new, inputs)
 
 
@@ -111,16 +116,7 @@ def trl_correction(mode: str, cap: float, old: Tensor, sampling: Tensor, mask: T
 def trl_corrected(cfg: Grpo, loss_type: str, weight: Tensor, new, old, advantages, mask) -> Tensor:
     stand_in = grpo_self(cfg, loss_type)
     stand_in.use_vllm = stand_in.vllm_importance_sampling_correction = True
-    inputs = {
-        "prompt_ids": torch.zeros(len(new), 1, dtype=torch.long),
-        "prompt_mask": torch.ones(len(new), 1, dtype=torch.long),
-        "completion_ids": torch.zeros(new.shape, dtype=torch.long),
-        "completion_mask": mask.long(),
-        "advantages": advantages,
-        "old_per_token_logps": old,
-        "importance_sampling_ratio": weight,
-        "num_items_in_batch": mask.sum(),
-    }
+    inputs = batch_of(new, old, advantages, mask, importance_sampling_ratio=weight)
     return grpo_trainer.GRPOTrainer._compute_loss(stand_in, new, inputs)
 
 

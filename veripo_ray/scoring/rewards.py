@@ -3,12 +3,16 @@ keeps the format. Definitions: VerIPO (arXiv 2505.19000), section 3.1, and its e
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 import numpy as np
 
-from veripo_ray.errors import DataError
-from veripo_ray.records import Kind, Question, Reward
+from veripo_ray.errors import DataError, ScoringError
+from veripo_ray.records import Group, Kind, Question, Reward
 from veripo_ray.scoring import answers, maths
 
+log = logging.getLogger(__name__)
 FORMAT_REWARD = 0.5
 
 # Ten thresholds theta = 0.50, 0.55, ..., 0.95. The count is an integer; the published code derives
@@ -46,6 +50,20 @@ def accuracy(kind: Kind, gold: str, answer: str | None, *, name: str) -> float:
         case Kind.MATH:
             short = len(answer) <= answers.MAX_ANSWER_CHARACTERS
             return float(short and maths.equal(gold, answer))
+
+
+def rewarded(groups: Sequence[Group]) -> list[Group]:
+    """The groups with r_a + r_f for every rollout. One with an answer that could not be compared in
+    time is left out, and the log says so: no reward is ever made up."""
+    made = []
+    for group in groups:
+        try:
+            rewards = tuple(reward(group.question, rollout.text) for rollout in group.rollouts)
+        except ScoringError as error:
+            log.warning("group %s is left out: %s", group.id, error)
+        else:
+            made.append(group.model_copy(update={"rewards": rewards}))
+    return made
 
 
 def mean_relative_accuracy(predicted: float, gold: float) -> float:
