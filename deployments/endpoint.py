@@ -19,7 +19,7 @@ from veripo_ray.errors import DataError
 from veripo_ray.records import Verdict
 from veripo_ray.verifier import tokens, wire
 from veripo_ray.verifier.judges import Judge, Rules
-from veripo_ray.verifier.verify import Item, undecided, verify
+from veripo_ray.verifier.verify import Item, averify, undecided
 
 T = TypeVar("T")
 _SLICE = 64  # items between two looks at the deadline and at other requests
@@ -72,7 +72,7 @@ class Endpoint:
         items = await self._read(body, media_type)
         verdicts: list[Verdict] = []
         for start in range(0, len(items), _SLICE):
-            verdicts += await self._in_thread(self._judged, items[start : start + _SLICE])
+            verdicts += await self._judged(items[start : start + _SLICE])
         reply_type = _reply_type(request, media_type)
         content = await self._in_thread(wire.write_verdicts, verdicts, reply_type)
         return Response(content, media_type=reply_type)
@@ -86,10 +86,10 @@ class Endpoint:
         except DataError as error:
             raise Refusal(400, str(error)) from error
 
-    def _judged(self, items: list[Item | str]) -> list[Verdict]:
+    async def _judged(self, items: list[Item | str]) -> list[Verdict]:
         """Verdicts of the valid items in one batch; the others keep their own error."""
         valid = [item for item in items if isinstance(item, Item)]
-        judged = iter(verify(valid, self._judge, self._args.checks, self._count_tokens))
+        judged = iter(await averify(valid, self._judge, self._args.checks, self._count_tokens))
         return [next(judged) if isinstance(item, Item) else undecided(item) for item in items]
 
     async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:

@@ -109,10 +109,10 @@ def test_work_that_takes_too_long_is_given_up_and_health_answers_meanwhile():
     endpoint, finish, begun = Endpoint(Args(timeout_s=0.5)), threading.Event(), []
 
     class Slow(Rules):
-        def judge(self, cases):
+        def judge_now(self, cases):
             begun.append(len(cases))
             finish.wait(20)
-            return super().judge(cases)
+            return super().judge_now(cases)
 
     endpoint._judge = Slow()
     items = wire.write_items([GOOD] * 300)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar, get_args
 
 from pydantic import Field
 
@@ -27,6 +29,7 @@ from veripo_ray.verifier.checks import (
 from veripo_ray.verifier.judges import Case, Judge, Judgement
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Item(Record):
@@ -51,19 +54,46 @@ class Item(Record):
         )
 
 
-def verify(
+async def averify(
     items: Sequence[Item],
     judge: Judge,
     checks: config.Checks | None = None,
     count_tokens: CountTokens = count_words,
 ) -> list[Verdict]:
     """One verdict an item, in order. Never raises for a bad item: its verdict carries the error,
-    and no other item notices."""
+    and no other item notices. The checks run in a thread, the judge on the event loop."""
     cfg = checks or config.Checks()
+    parts, own = await asyncio.to_thread(_checked, items, cfg, count_tokens)
+    consistency = await _consistency(items, parts, judge)
+    return [Verdict(checks=(*few, last)) for few, last in zip(own, consistency, strict=True)]
+
+
+def verify(
+    items: Sequence[Item],
+    judge: Judge,
+    checks: config.Checks | None = None,
+    count_tokens: CountTokens = count_words,
+) -> list[Verdict]:
+    """As `averify`, for callers without an event loop, or in the middle of one (a notebook)."""
+    return _run(averify(items, judge, checks, count_tokens))
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
+def _checked(
+    items: Sequence[Item], cfg: config.Checks, count_tokens: CountTokens
+) -> tuple[list[Parts], list[tuple[Check, ...]]]:
+    """Every response cut into its parts, and its checks but for consistency."""
     parts = [answers.split(item.response) for item in items]
-    verdicts = [_own_checks(i, p, cfg, count_tokens) for i, p in zip(items, parts, strict=True)]
-    consistency = _consistency(items, parts, judge)
-    return [Verdict(checks=(*own, last)) for own, last in zip(verdicts, consistency, strict=True)]
+    pairs = zip(items, parts, strict=True)
+    return parts, [_own_checks(item, part, cfg, count_tokens) for item, part in pairs]
 
 
 def undecided(error: str) -> Verdict:
@@ -88,10 +118,10 @@ def _own_checks(
     )
 
 
-def _consistency(items: Sequence[Item], parts: Sequence[Parts], judge: Judge) -> list[Check]:
+async def _consistency(items: Sequence[Item], parts: Sequence[Parts], judge: Judge) -> list[Check]:
     """Well-formed responses go to the judge in one batch; in others there is nothing to compare."""
     readable = [index for index, part in enumerate(parts) if part.well_formed]
-    judgements = _judged([_case(items[index], parts[index]) for index in readable], judge)
+    judgements = await _judged([_case(items[index], parts[index]) for index in readable], judge)
     decided = dict(zip(readable, judgements, strict=True))
     return [_as_check(decided.get(index), part) for index, part in enumerate(parts)]
 
@@ -106,12 +136,12 @@ def _case(item: Item, parts: Parts) -> Case:
     )
 
 
-def _judged(cases: list[Case], judge: Judge) -> list[Judgement]:
+async def _judged(cases: list[Case], judge: Judge) -> list[Judgement]:
     """The judge's word, or its failure on every case: an error, never an inconsistency."""
     if not cases:
         return []
     try:
-        judgements = judge.judge(cases)
+        judgements = await judge.judge(cases)
     except VeripoError as error:
         problem = error.problem
     except Exception as error:  # a judge is foreign code: its fault is reported
@@ -121,7 +151,7 @@ def _judged(cases: list[Case], judge: Judge) -> list[Judgement]:
         if len(judgements) == len(cases):
             return judgements
         problem = f"the judge gave {len(judgements)} judgements for {len(cases)} cases"
-    return [Judgement(None, "the judge failed", error=problem) for _ in cases]
+    return [Judgement.failed(problem) for _ in cases]
 
 
 def _as_check(judgement: Judgement | None, parts: Parts) -> Check:
@@ -132,6 +162,7 @@ def _as_check(judgement: Judgement | None, parts: Parts) -> Check:
     return Check(
         name="consistency",
         passed=judgement.consistent if judgement.error is None else None,
+        value=judgement.probability,
         reason=judgement.reason,
         evidence=evidence,
         error=judgement.error,

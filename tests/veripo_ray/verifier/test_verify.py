@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import pytest
@@ -35,7 +36,9 @@ class Broken:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
 
-    def judge(self, cases: Sequence[Case]) -> list[Judgement]:
+    name = "broken"
+
+    async def judge(self, cases: Sequence[Case]) -> list[Judgement]:
         if self.error:
             raise self.error
         return []
@@ -176,3 +179,10 @@ def test_any_response_gets_a_verdict(responses, asked):
     verdicts = verify([item(text, gold, kind) for text in responses], Rules())
     assert len(verdicts) == len(responses)
     assert all(verdict.error is None for verdict in verdicts)
+
+
+def test_the_library_can_be_called_in_the_middle_of_an_event_loop():
+    async def notebook() -> list:
+        return verify([item(respond(f"{CHAIN} so 2"))], Rules())
+
+    assert asyncio.run(notebook()) == verify([item(respond(f"{CHAIN} so 2"))], Rules())

@@ -10,20 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from veripo_ray.records import Family
-
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-DType = Literal["float32", "bfloat16"]
-
-
-class Settings(BaseModel):
-    """A closed, immutable section: an unknown setting is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+from veripo_ray.config.base import Count, DType, Fraction, Positive, Settings
+from veripo_ray.config.verifier import JudgeName, Pairs, Verifier, judge_problems
 
 
 class TinyWorldData(Settings):
@@ -166,55 +156,6 @@ class Dpo(Settings):
     shards_in_flight: Count = Field(4, description="backpressure: shards made but not yet read")
 
 
-class Checks(Settings):
-    """Thresholds of the verifier's checks [ours]."""
-
-    min_think_tokens: Annotated[int, Field(ge=0)] = 8
-    max_think_tokens: Count = 4096
-    repetition_ngram: Count = 8
-    max_repetition: Fraction = Field(0.2, description="share of tokens inside repeated n-grams")
-    numeric_correct: Fraction = Field(
-        0.9, description="mean relative accuracy that counts as right"
-    )
-    reflective_words: tuple[str, ...] = Field(
-        (
-            "wait", "hold on", "hmm", "on second thought", "let me check", "let me double-check",
-            "let me verify", "let me re*", "double-check*", "re-check*", "recheck*", "re-examin*",
-            "reexamin*", "reconsider*", "however", "but actually",
-        ),
-        description="phrases that turn a chain round; a final * stands for any word ending",
-    )  # fmt: skip
-
-
-class Verifier(Settings):
-    """The verifier's endpoint and its judge."""
-
-    judge: Literal["rules"] = "rules"
-    checks: Checks = Checks()
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=1, le=65_535)] = 8000
-    replicas: Count = 1
-    timeout_s: Positive = 60.0
-    max_items: Count = Field(4096, description="responses in one request")
-    max_body_mb: Positive = 16.0
-
-
-class Pairs(Settings):
-    """How rollouts become preference pairs [ours]."""
-
-    per_question: Count = 2
-    families: dict[Family, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=lambda: dict.fromkeys(Family, 1.0),
-        description="wanted share of each family, relative; 0 leaves it out",
-    )
-    max_length_ratio: Positive = Field(4.0, description="longer side over shorter, in tokens")
-    reflective_turn: str = Field(
-        "Wait, let me check that again.",
-        min_length=1,
-        description="joins wrong and right thinking in edited reflection pairs",
-    )
-
-
 class Curriculum(Settings):
     """Which questions the next GRPO phase sees."""
 
@@ -223,6 +164,12 @@ class Curriculum(Settings):
 
 class Evaluation(Settings):
     """Held-out evaluation at the start and after every phase."""
+
+    judge: JudgeName | None = Field(
+        None,
+        description="who judges consistency here; None: the judge that curates, which the report "
+        "then says. Reviewers of the paper asked for one that was held out [ours]",
+    )
 
     questions: Count | None = Field(None, description="None: all held-out questions")
     temperature: Annotated[float, Field(ge=0)] = 1e-6  # [paper]
@@ -314,7 +261,12 @@ class Run(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        problems = [*_data_problems(self.data), *_schedule_problems(self), *_token_problems(self)]
+        problems = [
+            *_data_problems(self.data),
+            *_schedule_problems(self),
+            *_token_problems(self),
+            *_judge_problems(self),
+        ]
         if problems:
             raise ValueError("\n  ".join(problems))
         return self
@@ -375,6 +327,12 @@ def _token_problems(run: Run) -> list[str]:
         fix = "raise it, or lower rollout.max_tokens and evaluation.max_tokens"
         return [f"{room} before {longest} new tokens; {fix}"]
     return []
+
+
+def _judge_problems(run: Run) -> list[str]:
+    wanted = {run.verifier.judge, run.evaluation.judge or run.verifier.judge}
+    found = [p for name in sorted(wanted) for p in judge_problems(name, run.verifier.judges)]
+    return [f"verifier.{problem}" for problem in dict.fromkeys(found)]
 
 
 def _next_multiple(value: int, of: int) -> int:

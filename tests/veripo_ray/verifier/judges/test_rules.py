@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from veripo_ray.records import Kind
 from veripo_ray.scoring import answers
 from veripo_ray.tinyworld import chains, world
-from veripo_ray.verifier import conclusions
-from veripo_ray.verifier.judges import Case, Rules
+from veripo_ray.verifier.judges import Case, Rules, conclusions
 
 CARS = ("red car", "blue car", "dark red car", "green van")
 
@@ -112,21 +111,21 @@ def test_the_formula_a_chain_concludes(thinking, formula):
 def test_conclusion_and_answer_are_compared_as_the_question_asks(
     kind, thinking, answer, consistent
 ):
-    (judgement,) = Rules().judge([case(kind, thinking, answer, CARS)])
+    (judgement,) = Rules().judge_now([case(kind, thinking, answer, CARS)])
     assert judgement.consistent is consistent
     assert judgement.error is None
     assert judgement.evidence is not None
 
 
 def test_a_chain_without_a_conclusion_is_undecided_and_no_error():
-    (judgement,) = Rules().judge([case(Kind.NUMERIC, "f1 red f2 blue", "3")])
+    (judgement,) = Rules().judge_now([case(Kind.NUMERIC, "f1 red f2 blue", "3")])
     assert (judgement.consistent, judgement.error) == (None, None)
     assert "no conclusion" in judgement.reason
 
 
 def test_a_comparison_that_fails_is_an_error_of_its_case_alone():
     hard = case(Kind.MATH, "so $9^{9^{9^9}}$", "$2$")
-    failed, fine = Rules().judge([hard, case(Kind.MATH, "so $2$", "$2$")])
+    failed, fine = Rules().judge_now([hard, case(Kind.MATH, "so $2$", "$2$")])
     assert failed.consistent is None
     assert failed.error
     assert fine.consistent is True
@@ -142,7 +141,7 @@ def test_the_judge_is_exact_on_the_tiny_worlds_demonstrations():
             parts = answers.split(text)
             words = parts.thinking_text.split()
             one = case(kind, parts.thinking_text, parts.answer_text, asked.options)
-            (judgement,) = Rules().judge([one])
+            (judgement,) = Rules().judge_now([one])
             assert judgement.consistent is (words[-1] == parts.answer_text.strip())
 
 
@@ -160,7 +159,7 @@ def test_the_judge_is_exact_on_the_tiny_worlds_demonstrations():
     st.sampled_from([Kind.CHOICE, Kind.NUMERIC]),
 )
 def test_any_thinking_gets_a_judgement_with_evidence_inside_it(thinking, answer, kind):
-    (judgement,) = Rules().judge([case(kind, thinking, answer, CARS)])
+    (judgement,) = Rules().judge_now([case(kind, thinking, answer, CARS)])
     if judgement.evidence is not None:
         start, end = judgement.evidence
         assert 0 <= start < end <= len(thinking)

@@ -1,50 +1,16 @@
-"""Judges of consistency: does the answer follow from the thinking?
-
-A judge sees a `Case`, never the gold answer, so that it cannot take right for consistent. Siblings
-share one small protocol; `Rules` reads the conclusion that the thinking itself states.
-"""
+"""The judge that reads the conclusion which the thinking itself states: no model, no network."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from veripo_ray.errors import ScoringError
 from veripo_ray.records import Kind
 from veripo_ray.scoring import answers, maths
-from veripo_ray.verifier import conclusions
-from veripo_ray.verifier.conclusions import Conclusion
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """What a judge is asked about one response."""
-
-    question: str
-    kind: Kind
-    options: tuple[str, ...]
-    thinking: str
-    answer: str
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """consistent is None when the judge cannot decide; `error` is set only when it failed.
-
-    evidence: [start, end) in the thinking.
-    """
-
-    consistent: bool | None
-    reason: str
-    evidence: tuple[int, int] | None = None
-    error: str | None = None
-
-
-class Judge(Protocol):
-    """One judgement a case, in order. A case it fails on gets an error, and spoils no other."""
-
-    def judge(self, cases: Sequence[Case]) -> list[Judgement]: ...
+from veripo_ray.verifier.judges import conclusions
+from veripo_ray.verifier.judges.case import Case, Judgement
+from veripo_ray.verifier.judges.conclusions import Conclusion
 
 
 class Rules:
@@ -54,7 +20,13 @@ class Rules:
     `conclusions`) and leaves undecided what it cannot read.
     """
 
-    def judge(self, cases: Sequence[Case]) -> list[Judgement]:
+    name = "rules"
+
+    async def judge(self, cases: Sequence[Case]) -> list[Judgement]:
+        return await asyncio.to_thread(self.judge_now, cases)
+
+    def judge_now(self, cases: Sequence[Case]) -> list[Judgement]:
+        """As `judge`, in this thread."""
         return [_judge(case) for case in cases]
 
 
