@@ -275,7 +275,10 @@ class RunBook:
             finished=finished,
             model=self.run.model,
             cost=state.cost,
-            judges=Judges(curation=self.run.verifier.judge, evaluation=self.run.verifier.judge),
+            judges=Judges(
+                curation=self.run.verifier.judge,
+                evaluation=self.run.heldout_judge or self.run.verifier.judge,
+            ),
             bad_items=tuple(left_out.first),
             left_out=left_out.count,
             versions=_versions(),

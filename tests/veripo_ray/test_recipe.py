@@ -80,6 +80,9 @@ def test_the_resolved_configuration_reads_back_equal(file: Path, tmp_path: Path)
         ("schedule.9.lr=1", "does not fit the recipe"),
         ("grpo=3", "grpo: expected settings, got 3"),
         ("nonsense", "'nonsense' is not an override"),
+        ("verifier.judge=vllm", "verifier.judges.vllm.model is not set"),
+        ("evaluation.judge=openai", "verifier.judges.openai.url and .model are not set"),
+        ("verifier.judge=committee", r"committee.members = \[\] is no committee; name two or more"),
     ],
 )
 def test_a_mistake_names_the_setting_and_the_fix(file: Path, override: str, says: str) -> None:
@@ -112,3 +115,9 @@ def test_a_file_that_is_not_yaml_of_settings_says_so(tmp_path: Path) -> None:
     broken.write_text("- just\n- a list")
     with pytest.raises(ConfigError, match="expected settings, got list"):
         recipe.load(broken)
+
+
+def test_a_judge_is_held_out_only_when_it_is_another_one(file: Path) -> None:
+    assert recipe.load(file).heldout_judge is None
+    assert recipe.load(file, ["evaluation.judge=rules"]).heldout_judge is None
+    assert recipe.load(file, ["evaluation.judge=tinyworld"]).heldout_judge == "tinyworld"

@@ -250,6 +250,12 @@ class Run(Settings):
     )
 
     @property
+    def heldout_judge(self) -> JudgeName | None:
+        """The judge that evaluates and takes no part in curation; None where it is the same one."""
+        judge = self.evaluation.judge
+        return None if judge == self.verifier.judge else judge
+
+    @property
     def cold_start(self) -> tuple[SftPhase, ...]:
         """The sft phases, which come before the loop."""
         return tuple(phase for phase in self.schedule if isinstance(phase, SftPhase))

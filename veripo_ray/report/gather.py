@@ -124,10 +124,16 @@ def _count(count: CheckCount, passed: bool | None, error: str | None) -> None:
 
 
 def _judges(summary: Summary | None, config_yaml: str) -> Judges | None:
-    """As the run recorded them; else the configured judge, which also evaluates."""
+    """As the run recorded them; else as it was configured to choose them."""
     if summary is not None and summary.judges is not None:
         return summary.judges
     settings: Any = yaml.safe_load(config_yaml) if config_yaml else None
-    verifier = settings.get("verifier") if isinstance(settings, dict) else None
-    judge = verifier.get("judge") if isinstance(verifier, dict) else None
-    return Judges(curation=judge, evaluation=judge) if isinstance(judge, str) else None
+    curation = _setting(settings, "verifier", "judge")
+    evaluation = _setting(settings, "evaluation", "judge") or curation
+    return Judges(curation=curation, evaluation=evaluation) if curation and evaluation else None
+
+
+def _setting(settings: Any, section: str, name: str) -> str | None:
+    found = settings.get(section) if isinstance(settings, dict) else None
+    value = found.get(name) if isinstance(found, dict) else None
+    return value if isinstance(value, str) else None

@@ -184,6 +184,11 @@ def test_a_run_that_only_began_says_what_is_missing(tmp_path: Path) -> None:
         assert sentence in page.words
 
 
+def test_a_run_that_only_began_names_the_judge_that_will_evaluate(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("verifier: {judge: rules}\nevaluation: {judge: openai}\n")
+    assert "“openai”, which took no part in training" in read_page(tmp_path).words
+
+
 def test_one_stage_alone_claims_no_change(run_folder: Path, run_summary: Summary) -> None:
     write_summary(run_folder, run_summary.model_copy(update={"stages": run_summary.stages[:1]}))
     assert "Only the stage initial was evaluated" in read_page(run_folder).words
