@@ -19,6 +19,7 @@ from actors.feed import Task
 from veripo_ray.records import Group
 from veripo_ray.sampler import SampleRequest
 
+FETCHED_AT_ONCE = 16
 Dealt = tuple[str, Any, tuple[Any]]  # id, prompt ids, and a reference that Ray leaves unresolved
 
 
@@ -76,7 +77,8 @@ class Dealer:
         me = ray.get_runtime_context().current_actor if self._left[name] else None
         stream = worker.sample.options(num_returns="streaming").remote(share, me, name, **sampling)
         async for reference in stream:
-            await results.put(await result_of(reference, self._limit_s, "sampling a group"))
+            for group in await result_of(reference, self._limit_s, "sampling a group"):
+                await results.put(group)
 
     async def _first(
         self, results: asyncio.Queue[Any], readers: Sequence[asyncio.Task[None]]
@@ -108,15 +110,18 @@ def requests(share: Sequence[Dealt], dealer: Any, name: str) -> Iterator[SampleR
     """A worker's questions, in its own process: its share, then what the dealer gives it.
 
     dealer: the actor to ask, None where the share is all there is. It is asked one question ahead,
-    so that the engine does not wait for the answer.
+    so that the engine does not wait for the answer. Features of a share are fetched a few questions
+    at once, side by side where they lie on other nodes.
     """
     ahead = dealer and dealer.deal.remote(name)
-    yield from map(_request, share)
+    for start in range(0, len(share), FETCHED_AT_ONCE):
+        yield from _requests(share[start : start + FETCHED_AT_ONCE])
     while ahead and (question := ray.get(ahead)) is not None:
         ahead = dealer.deal.remote(name)
-        yield _request(question)
+        yield from _requests([question])
 
 
-def _request(question: Dealt) -> SampleRequest:
-    id_, prompt_ids, (features,) = question
-    return SampleRequest(id_, prompt_ids, ray.get(features))
+def _requests(questions: Sequence[Dealt]) -> Iterator[SampleRequest]:
+    features = ray.get([reference for _, _, (reference,) in questions])
+    for (id_, prompt_ids, _), found in zip(questions, features, strict=True):
+        yield SampleRequest(id_, prompt_ids, found)

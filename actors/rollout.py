@@ -12,6 +12,10 @@ from actors.dealing import Dealt, requests
 from veripo_ray import config
 from veripo_ray.sampler import Sampled, Sampler
 
+# Handing a result to Ray costs this process about a millisecond. A model small enough to finish
+# many groups in this time hands them over together; of any other each group goes out at once.
+HOLD_S = 0.05
+
 
 class RolloutWorker:
     """Hosts one vLLM engine. Call `sample` with num_returns="streaming".
@@ -43,14 +47,15 @@ class RolloutWorker:
 
     def sample(
         self, share: Sequence[Dealt], dealer: Any = None, name: str = "", **sampling: Any
-    ) -> Iterator[Sampled]:
-        """Yield each question's group as it finishes; `sampling` is that of `Sampler.sample`.
+    ) -> Iterator[list[Sampled]]:
+        """Yield the questions' groups as they finish; `sampling` is that of `Sampler.bundles`.
 
         share: questions to begin with; dealer: who has more of them for the sampling `name`, see
         `actors.dealing`. Equal questions in equal order and a seed give equal groups; with
         `seed_each` a question gives an equal group whoever asks it, and when.
         """
-        yield from self.sampler.sample(requests(share, dealer, name), **sampling)
+        asked = requests(share, dealer, name)
+        yield from self.sampler.bundles(asked, hold_s=HOLD_S, **sampling)
 
     def load_weights(self, version: int, weights: Sequence[ray.ObjectRef]) -> int:
         """Take the learner's weights (one reference in a list); returns their version."""

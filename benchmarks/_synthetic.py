@@ -93,13 +93,13 @@ class SyntheticRolloutWorker:
 
     def sample(
         self, share: Sequence[Dealt], dealer: Any = None, name: str = "", *, n: int, **_: Any
-    ) -> Iterator[Sampled]:
+    ) -> Iterator[list[Sampled]]:
         for request in requests(share, dealer, name):
             number = _number(request.id)
             slip = number % PAIRED != 0
             rollouts = tuple(self._rollout(number + wrong, slip) for wrong in range(n))
             prompt = expand(request.prompt_ids, request.features, self._spec, self._tokenizer)
-            yield Sampled(request.id, prompt, rollouts)
+            yield [Sampled(request.id, prompt, rollouts)]
 
     def _rollout(self, number: int, slip: bool) -> Rollout:
         letter, said = _letter(number), _letter(number + 2 * slip)

@@ -46,14 +46,14 @@ class _Worker:
         self.pause, self.bad = pause, bad
         self.asked: list[str] = []
 
-    def sample(self, share: Any, dealer: Any, name: str, **_: Any) -> Iterator[Sampled]:
+    def sample(self, share: Any, dealer: Any, name: str, **_: Any) -> Iterator[list[Sampled]]:
         for request in requests(share, dealer, name):
             self.asked.append(request.id)
             assert request.features == ("features",)
             time.sleep(self.pause)
             if request.id == self.bad:
                 raise DataError(f"request {request.id!r} cannot be answered")
-            yield Sampled(request.id, request.prompt_ids, ())
+            yield [Sampled(request.id, request.prompt_ids, ())]
 
     def taken(self) -> list[str]:
         return self.asked

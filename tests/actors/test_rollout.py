@@ -73,7 +73,7 @@ def questions(policy: QwenVL, count: int) -> list[Dealt]:
 def stream(worker: Any, share: list[Dealt], *dealer: Any) -> Iterator[Sampled]:
     sample = worker.sample.options(num_returns="streaming")
     references = sample.remote(share, *dealer, **SAMPLING, seed=1)
-    return (ray.get(reference, timeout=60) for reference in references)
+    return (group for reference in references for group in ray.get(reference, timeout=60))
 
 
 def gap(policy: QwenVL, group: Sampled, features: tuple[Features, ...]) -> float:

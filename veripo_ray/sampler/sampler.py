@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -82,7 +83,13 @@ class Sampler:
 
     # --- sampling -------------------------------------------------------------------------------
 
-    def sample(
+    def sample(self, requests: Iterable[SampleRequest], **sampling: Any) -> Iterator[Sampled]:
+        """Yield every group as soon as it is finished; `sampling` is that of `bundles`."""
+        with closing(self.bundles(requests, **sampling)) as bundles:
+            for bundle in bundles:
+                yield from bundle
+
+    def bundles(
         self,
         requests: Iterable[SampleRequest],
         *,
@@ -92,8 +99,10 @@ class Sampler:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         seed_each: bool = False,
-    ) -> Iterator[Sampled]:
-        """Yield the group of n rollouts of every request as soon as it is finished.
+        hold_s: float = 0.0,
+    ) -> Generator[list[Sampled], None, None]:
+        """Yield the groups of n rollouts, one a request, as they are finished: those of one step
+        together, and with `hold_s` those of the steps within so many seconds of the last yield.
 
         Requests are pulled one at a time, when the engine's batch has room. The log-probabilities
         are those of the distribution that was sampled from: temperature and penalty applied,
@@ -119,33 +128,44 @@ class Sampler:
                 repetition_penalty=repetition_penalty,
             )
             own_seeds = seed if seed_each else None
-            with closing(self._groups(iter(requests), settings, own_seeds)) as groups:
+            with closing(self._groups(iter(requests), settings, own_seeds, hold_s)) as groups:
                 yield from self._counted(groups)
         finally:
             self._sampling = False
 
     def _groups(
-        self, requests: Iterator[SampleRequest], settings: SamplingParams, seed: int | None
-    ) -> Generator[Sampled, None, None]:
+        self,
+        requests: Iterator[SampleRequest],
+        settings: SamplingParams,
+        seed: int | None,
+        hold_s: float,
+    ) -> Generator[list[Sampled], None, None]:
         """Fill the batch, compute a token of everything in it, hand out what that finished."""
+        finished: list[Sampled] = []
+        handed_out = -math.inf
         try:
             while self._fill(requests, settings, seed):
-                for answer in self._step():
-                    yield self._group(answer)
+                finished += map(self._group, self._step())
+                if finished and time.monotonic() - handed_out >= hold_s:
+                    yield finished
+                    finished, handed_out = [], time.monotonic()
+            if finished:
+                yield finished
         finally:
             if self._in_flight and self.state is not State.DEAD:
                 self._engine.abort(list(self._in_flight))
             self._in_flight.clear()
 
-    def _counted(self, groups: Iterator[Sampled]) -> Iterator[Sampled]:
+    def _counted(self, groups: Iterator[list[Sampled]]) -> Iterator[list[Sampled]]:
         while True:
             started = time.perf_counter()
-            group = next(groups, None)
+            finished = next(groups, None)
             self.stats.seconds += time.perf_counter() - started
-            if group is None:
+            if finished is None:
                 return
-            self.stats.count(group)
-            yield group
+            for group in finished:
+                self.stats.count(group)
+            yield finished
 
     def _fill(
         self, requests: Iterator[SampleRequest], settings: SamplingParams, seed: int | None
