@@ -17,7 +17,8 @@ from veripo_ray import config
 from veripo_ray.errors import PrecisionError, ResourceError
 from veripo_ray.learner import Learner, TrainGroup, TrainPair
 from veripo_ray.policy.media import Features, Frames
-from veripo_ray.policy.qwen_vl import QwenVL, read_spec
+from veripo_ray.policy.prompting import expand
+from veripo_ray.policy.qwen_vl import QwenVL, load_tokenizer, read_spec
 
 LR = 1e-4
 NOISE = 5e-6  # four steps move a weight by 4e-4; Adam enlarges rounding where a gradient is near 0
@@ -39,8 +40,9 @@ class Ranks:
         ]
         self.address = ray.get(self.handles[0].address.remote(), timeout=WAIT_S)
 
-    def rejoin(self, cfg: config.Learner) -> Ranks:
-        self.every("__ray_call__", lambda rank: setattr(rank, "cfg", cfg))
+    def rejoin(self, cfg: config.Learner, checkpoint: Path | None = None) -> Ranks:
+        folder = str(checkpoint or self.checkpoint)
+        self.every("__ray_call__", lambda r: vars(r).update(cfg=cfg, checkpoint=folder))
         self.every("join", self.address)
         return self
 
@@ -170,14 +172,20 @@ def test_two_ranks_train_a_tower_like_one_though_only_one_of_them_has_frames(
         )  # Adam enlarges rounding
 
 
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
+def family_checkpoint(request, tiny_checkpoint: Path, qwen3_checkpoint: Path) -> Path:
+    return {"qwen2_5_vl": tiny_checkpoint, "qwen3_vl": qwen3_checkpoint}[request.param]
+
+
 @pytest.fixture(scope="module")
-def mixture(tiny_checkpoint) -> tuple[list[TrainGroup], dict[str, tuple[Features, ...]]]:
+def mixture(family_checkpoint) -> tuple[list[TrainGroup], dict[str, tuple[Features, ...]]]:
     """Groups of video, image, both and text; uneven, single and empty responses."""
-    spec, rng = read_spec(tiny_checkpoint), np.random.default_rng(1)
+    spec, rng = read_spec(family_checkpoint), np.random.default_rng(1)
+    tokenizer = load_tokenizer(family_checkpoint)
     usable = sorted(set(range(spec.vocab_size)) - set(spec.banned_ids))
     kinds = {
-        "video": (spec.video_pad, (2, 4, 2), 1.0),
-        "image": (spec.image_pad, (1, 4, 4), 0.0),
+        "video": (spec.video_pad, (2, 4, 2), 1.0, (0.5, 2.5)),
+        "image": (spec.image_pad, (1, 4, 4), 0.0, ()),
     }
     cases = [("video",), ("image",), ("image", "video"), (), ("video",)]
     groups, media = [], {}
@@ -186,14 +194,14 @@ def mixture(tiny_checkpoint) -> tuple[list[TrainGroup], dict[str, tuple[Features
     ):
         prompt, items = [*rng.choice(usable, 3)], []
         for kind in case:
-            pad, grid, seconds = kinds[kind]
-            values = rng.standard_normal((4, spec.hidden_size)).astype(np.float32)
-            items.append(Features(kind, values, grid, seconds))
-            prompt += [spec.vision_start, *[pad] * 4, spec.vision_end, *rng.choice(usable, 2)]
+            pad, *place = kinds[kind]
+            values = rng.standard_normal((4, spec.feature_size)).astype(np.float32)
+            items.append(Features(kind, values, *place))
+            prompt += [spec.vision_start, pad, spec.vision_end, *rng.choice(usable, 2)]
         responses = [rng.choice(usable, n).astype(np.int32) for n in lengths]
         old = [-rng.uniform(3.5, 4.5, n).astype(np.float32) for n in lengths]
         advantages = rng.standard_normal(len(lengths)).astype(np.float32)
-        ids = np.array(prompt, np.int32)
+        ids = expand(np.array(prompt, np.int32), items, spec, tokenizer)
         groups.append(TrainGroup(f"m{number}", ids, responses, old, advantages))
         media[f"m{number}"] = tuple(items)
     return groups, media
@@ -215,11 +223,11 @@ PLAIN_STEP = config.Grpo(lr=EPS * SCALE)
 
 
 @pytest.fixture(scope="module")
-def gradients_of_separate_sequences(tiny_checkpoint, mixture):
+def gradients_of_separate_sequences(family_checkpoint, mixture):
     """Of one rank, sequence by sequence: initial weights and every parameter's gradient."""
     groups, media = mixture
     cfg = config.Learner(dtype="float32", grad_clip=1e9, micro_batch_tokens=1, zero_stage=0)
-    learner = Learner(tiny_checkpoint, cfg)
+    learner = Learner(family_checkpoint, cfg)
     before = learner.weights()
     learner.engine._optimizer.param_groups[0].update(eps=EPS)
     rows = [row for group in groups for row in one_sequence_each(group)]
@@ -230,11 +238,11 @@ def gradients_of_separate_sequences(tiny_checkpoint, mixture):
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_on_two_ranks_too_a_shared_prompt_gives_every_gradient_of_separate_sequences(
-    stage, ranks, mixture, gradients_of_separate_sequences
+    stage, ranks, family_checkpoint, mixture, gradients_of_separate_sequences
 ):
     groups, media = mixture
     before, expected = gradients_of_separate_sequences
-    ranks.rejoin(settings(stage, grad_clip=1e9))
+    ranks.rejoin(settings(stage, grad_clip=1e9), family_checkpoint)
     ranks.every(
         "__ray_call__", lambda rank: rank.learner.engine._optimizer.param_groups[0].update(eps=EPS)
     )
