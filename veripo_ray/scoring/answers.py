@@ -134,12 +134,21 @@ def number(text: str) -> float | None:
 
 def numbers(text: str) -> Iterator[float]:
     """Every finite number in `text`, in order."""
+    return (value for value, _ in located_numbers(plain_numbers(text)))
+
+
+def plain_numbers(text: str) -> str:
+    """`text` with its numbers written plainly: LaTeX's commas, spaces and fractions replaced."""
     text = text.replace("\N{MINUS SIGN}", "-").replace("{,}", ",").replace("\\,", "")
-    text = _LATEX_FRACTION.sub(r"\1/\2", text)
+    return _LATEX_FRACTION.sub(r"\1/\2", text)
+
+
+def located_numbers(text: str) -> Iterator[tuple[float, tuple[int, int]]]:
+    """Every finite number in plain `text`, in order, with its [start, end)."""
     for match in _NUMBER.finditer(text):
         value = _value(*match.groups())
         if value is not None:
-            yield value
+            yield value, match.span()
 
 
 def _value(first: str, divisor: str | None, exponent: str | None) -> float | None:
@@ -148,5 +157,5 @@ def _value(first: str, divisor: str | None, exponent: str | None) -> float | Non
         below = float(divisor.replace(",", ""))
         value = value / below if below else math.nan
     if exponent is not None:
-        value *= 10.0 ** int(exponent)
+        value *= float(f"1e{exponent}")  # infinite where 10.0 ** 999 would raise
     return value if math.isfinite(value) else None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 
 from veripo_ray.errors import ScoringError
 from veripo_ray.records import Kind
 from veripo_ray.scoring import answers, maths
-from veripo_ray.verifier.judges import conclusions
+from veripo_ray.verifier.judges import conclusions, quantities, units
 from veripo_ray.verifier.judges.case import Case, Judgement
+from veripo_ray.verifier.judges.choices import Options
 from veripo_ray.verifier.judges.conclusions import Conclusion
+from veripo_ray.verifier.judges.units import Quantity
 
 
 class Rules:
@@ -49,17 +52,23 @@ def _judge(case: Case) -> Judgement:
 def _same_choice(conclusion: Conclusion, case: Case) -> bool | None:
     answered = (
         answers.leading_letter(case.answer)
-        or conclusions.option_in(case.answer, case.options)
+        or Options(case.options).named(case.answer)
         or answers.lone_letter(case.answer)
     )
     return None if answered is None else answered == conclusion.value
 
 
 def _same_number(conclusion: Conclusion, case: Case) -> bool | None:
-    concluded, answered = answers.number(conclusion.value), answers.number(case.answer)
-    if concluded is None or answered is None:
+    """In the unit of the answer or, where it has none, that of the question."""
+    answered = quantities.answered(case.answer)
+    if answered is None:
         return None
-    return concluded == answered or _rounds_to(concluded, answered)
+    unit = answered.unit or units.asked(case.question)
+    concluded = Quantity(float(conclusion.value), conclusion.unit).within(unit)
+    if concluded is None:
+        return None
+    close = math.isclose(concluded, answered.value, rel_tol=1e-9)
+    return close or _rounds_to(concluded, answered.value)
 
 
 def _rounds_to(concluded: float, answered: float) -> bool:
@@ -75,11 +84,20 @@ def _decimals(number: float) -> int:
 
 
 def _same_formula(conclusion: Conclusion, case: Case) -> bool | None:
+    """As they stand, or by what stands behind the last `=` of either."""
     if max(len(conclusion.value), len(case.answer)) > answers.MAX_ANSWER_CHARACTERS:
         return None
-    if not maths.parses(case.answer):
+    if not (maths.parses(conclusion.value) and maths.parses(case.answer)):
         return None
-    return maths.equal(conclusion.value, case.answer)
+    if maths.equal(conclusion.value, case.answer):
+        return True
+    ends = _right_side(conclusion.value), _right_side(case.answer)
+    return ends != (conclusion.value, case.answer) and maths.equal(*ends)
+
+
+def _right_side(formula: str) -> str:
+    bare = formula.strip().strip("$")
+    return bare.rpartition("=")[2].strip() if "=" in bare and "$" not in bare else formula
 
 
 _COMPARE: dict[Kind, Callable[[Conclusion, Case], bool | None]] = {

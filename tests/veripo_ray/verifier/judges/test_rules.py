@@ -50,10 +50,54 @@ def concluded(thinking: str, kind: Kind, options: tuple[str, ...] = ()) -> str |
         ("so the red car passes the blue car", None),
         ("so", None),
         ("", None),
+        ("So it is not the red car.", None),
+        ("So it isn't A.", None),
+        ("so option B is wrong", None),
+        ("I don't think B is correct.", None),
+        ("The answer is A. Wait, something is odd here. So it is not A.", None),
+        ("So it is not the red car, it is the blue car.", "B"),
+        ("So the blue car is not on the road, while the green van is.", None),
+        ("He waits so that A can pass.", None),
+        ("That leaves B.", "B"),
+        ("Option D describes this.", "D"),
+        ("A is wrong, B is out, and it cannot be C.", "D"),
+        ("It is neither A nor B, and C can be ruled out.", "D"),
+        ("It is neither A nor B.", None),
     ],
 )
 def test_the_letter_a_chain_concludes(thinking, letter):
     assert concluded(thinking, Kind.CHOICE, CARS) == letter
+
+
+@pytest.mark.parametrize(
+    ("thinking", "letter"),
+    [
+        ("So the answer is A. Hmm, let me check: the van is seen at first.", None),
+        ("So the answer is A. Let me check: the van is gone. Yes, that fits.", "A"),
+        ("So the answer is A. Wait, the light was on. It must be the green van after all.", "D"),
+        ("So the answer is A. Wait, the light was on. If it was off, it is the green van.", None),
+        ("So the red car. But then the road is dry. The second one to pass is the blue car.", "B"),
+    ],
+)
+def test_a_conclusion_that_is_reconsidered_must_be_confirmed_or_replaced(thinking, letter):
+    assert concluded(thinking, Kind.CHOICE, CARS) == letter
+
+
+@pytest.mark.parametrize(
+    ("thinking", "options", "letter"),
+    [
+        ("So only lamp B goes out.", ("Lamp C", "Lamp A", "Lamp B"), "C"),
+        ("So the lamp closest to B goes out.", ("Lamp C", "Lamp A", "Lamp B"), None),
+        ("So there are three of them.", ("2", "3", "4"), "B"),
+        ("So it falls on the chair.", ("On the table", "On the chair"), "B"),
+        ("So it is on the chair.", ("On the chair", "Under the chair"), "A"),
+        ("So yes, they did.", ("No", "Yes"), "B"),
+        ("So it does not move.", ("It moves", "It does not move"), "B"),
+        ("so C", (), "C"),
+    ],
+)
+def test_options_are_known_by_their_words(thinking, options, letter):
+    assert concluded(thinking, Kind.CHOICE, options) == letter
 
 
 @pytest.mark.parametrize(
@@ -70,6 +114,24 @@ def test_the_letter_a_chain_concludes(thinking, letter):
         ("so this one is red", None),
         ("in total 5 cars, 3 red", None),
         ("so so so", None),
+        ("The answer is between 2 and 3", None),
+        ("The answer is 2 or 3", None),
+        ("The total is 3 + 4, which is 7", "7"),
+        ("so nine minus three is six", "6"),
+        ("so there are twenty-five cars", "25"),
+        ("so about eight hundred people", "800"),
+        ("so two hundred and fifty people", "250"),
+        ("so 7 of the 10 cups", "7"),
+        ("So it shows 5 degrees below zero", "-5"),
+        ("So it is minus five.", "-5"),
+        ("So he jumps twice.", "2"),
+        ("so half a dozen eggs", "6"),
+        ("so two and a half hours", "2.5"),
+        ("so at 1:30 the bell rings", None),
+        ("so \u017fix cars", None),
+        ("So there are 4 so far. Then 2 more come in.", None),
+        ("So there are 4 here. Then one more comes in. That makes 5.", "5"),
+        ("The answer is 2. Let me check the end: it says 2:1. The count is corrected to 3.", "3"),
     ],
 )
 def test_the_number_a_chain_concludes(thinking, number):
@@ -81,6 +143,11 @@ def test_the_number_a_chain_concludes(thinking, number):
     [
         *(("Thus $x^2+1$ it is", "x^2+1"), (r"so \boxed{\frac{3}{4}}.", r"\frac{3}{4}")),
         *(("so x = 3", "3"), ("so it is", None), (r"\boxed{x", "x")),
+        ("Thus the roots are $2$ and $3$", None),
+        (r"Thus \( x = 4 \)", "x = 4"),
+        ("so there are three of them. It goes on", None),
+        ("The probability is $1/2$.", "1/2"),
+        (r"so it is 3\sqrt{2}", None),
     ],
 )
 def test_the_formula_a_chain_concludes(thinking, formula):
@@ -106,6 +173,10 @@ def test_the_formula_a_chain_concludes(thinking, formula):
         (Kind.MATH, "so $\\frac{1}{2}$", "$0.6$", False),
         (Kind.MATH, "so $\\frac{1}{2}$", "???", None),
         (Kind.MATH, "so $\\frac{1}{2}$", "1" * 2000, None),
+        (Kind.MATH, "so $x = 5$", "$5$", True),
+        (Kind.MATH, "so $\\frac{1}{2} \\cdot 24 = 12$", "$12$", True),
+        (Kind.MATH, "so $\\frac{1}{2} \\cdot 24 = 12$", "$24$", False),
+        (Kind.MATH, "so $???$", "$5$", None),
     ],
 )
 def test_conclusion_and_answer_are_compared_as_the_question_asks(
@@ -115,6 +186,24 @@ def test_conclusion_and_answer_are_compared_as_the_question_asks(
     assert judgement.consistent is consistent
     assert judgement.error is None
     assert judgement.evidence is not None
+
+
+@pytest.mark.parametrize(
+    ("question", "thinking", "answer", "consistent"),
+    [
+        ("How long, in centimeters?", "so 1.2 meters", "120", True),
+        ("How long, in centimeters?", "so 1.2 meters", "1.2", False),
+        ("How long, in meters?", "so 1.2 meters", "1.2 m", True),
+        ("How long?", "so 90 seconds", "1.5 min", True),
+        ("How long, in meters?", "so 5 seconds", "5", None),
+        ("How fast, in m/s?", "so 5 m/s", "5", True),
+        ("How large, in square meters?", "so 12 square meters", "12", True),
+    ],
+)
+def test_numbers_are_compared_in_the_unit_that_is_asked_for(question, thinking, answer, consistent):
+    asked = Case(question, Kind.NUMERIC, (), thinking, answer)
+    (judgement,) = Rules().judge_now([asked])
+    assert judgement.consistent is consistent
 
 
 def test_a_chain_without_a_conclusion_is_undecided_and_no_error():
@@ -145,26 +234,71 @@ def test_the_judge_is_exact_on_the_tiny_worlds_demonstrations():
             assert judgement.consistent is (words[-1] == parts.answer_text.strip())
 
 
-@given(
-    st.lists(
-        st.sampled_from(
-            [
-                *("so", "f1", "red", "A", "B", "3", "wait", ".", "$", "\\boxed{", "}"),
-                *("the answer is", "or", "not", "=", "option", "I", "a"),
-            ]
-        )
-    ).map(" ".join)
-    | st.text(),
-    st.text(max_size=60),
-    st.sampled_from([Kind.CHOICE, Kind.NUMERIC]),
+LOOK_ALIKES = ("\uff22", "\u0412", "A\u200d", "\u200bB", "\u0410", "\uff13", "\u0663", "\u00b2")
+ODD = ("\u017fo", "\u017fix", "\u0130", "\u0131s", "\ud800", "\x00", "10^{999}", "9" * 400, "1e999")
+WORDS = st.sampled_from(
+    [
+        *("so", "f1", "red", "A", "B", "3", "wait", ".", "$", "\\boxed{", "}", "car", "yes"),
+        *("the answer is", "or", "not", "=", "option", "I", "a", "cannot be", "three", "hundred"),
+        *("minus", "\\(", "\\)", "m", "cm", "\n", "is wrong", "out of", "below zero", "2:30"),
+        *LOOK_ALIKES,
+        *ODD,
+    ]
 )
-def test_any_thinking_gets_a_judgement_with_evidence_inside_it(thinking, answer, kind):
-    (judgement,) = Rules().judge_now([case(kind, thinking, answer, CARS)])
+
+
+@given(
+    st.lists(WORDS).map(" ".join) | st.lists(WORDS).map("".join) | st.text(),
+    st.lists(WORDS, max_size=4).map(" ".join) | st.text(max_size=60),
+    st.sampled_from([Kind.CHOICE, Kind.NUMERIC]),
+    st.sampled_from([CARS, (), ("A", "B"), ("", " "), ("3", "three")]),
+    st.text(max_size=20) | st.just("how long, in meters?"),
+)
+def test_any_thinking_gets_a_judgement_with_evidence_inside_it(
+    thinking, answer, kind, options, question
+):
+    (judgement,) = Rules().judge_now([Case(question, kind, options, thinking, answer)])
+    assert judgement.error is None
     if judgement.evidence is not None:
         start, end = judgement.evidence
         assert 0 <= start < end <= len(thinking)
 
 
-@pytest.mark.parametrize("piece", ["so ", "so A or B ", "\\boxed{", "A is ", "not ", "$"])
-def test_a_megabyte_of_cues_is_read(piece):
-    conclusions.find(piece * (2**20 // len(piece)), Kind.CHOICE, CARS)
+@given(st.lists(WORDS).map(" ".join))
+def test_any_thinking_is_searched_for_a_formula(thinking):
+    found = conclusions.find(thinking, Kind.MATH, ())
+    assert found is None or found.value
+
+
+@pytest.mark.parametrize("look_alike", ["\uff22", "\u0412", "\u0410", "\u200b\u0412"])
+def test_a_look_alike_of_a_letter_is_no_option(look_alike):
+    for thinking, answer in ((f"so {look_alike}", "B"), ("so B", look_alike)):
+        (judgement,) = Rules().judge_now([case(Kind.CHOICE, thinking, answer, CARS)])
+        assert judgement.consistent is not False
+
+
+def test_evidence_lies_in_the_whole_thinking_however_long_it_is():
+    thinking = "x " * 2**18 + "so B"
+    found = conclusions.find(thinking, Kind.CHOICE, CARS)
+    assert thinking[slice(*found.span)] == "so B"
+
+
+PIECES = (
+    *("so ", "so A or B ", "\\boxed{", "A is ", "not ", "$", "A, B, ", "not A, B and C, ", "(A"),
+    *("so 1 and ", "1,", "5 hundred ", "minus ", "\\( ", "is ", "wait ", "n't be be be ", "*", " "),
+    *("so 3. ", "\n", "the red car ", "\\frac{", "\u200d", "let me ", "a"),
+)
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("piece", PIECES)
+def test_a_megabyte_of_cues_is_read(piece, kind):
+    conclusions.find(piece * (2**20 // len(piece)), kind, CARS)
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_the_time_of_reading_is_bounded_by_the_end_of_the_text(piece):
+    """What lies far from the end is not even looked at."""
+    end = "x " * 2**16 + "so B"
+    far, near = (conclusions.find(front + end, Kind.CHOICE, CARS) for front in (piece * 1000, ""))
+    assert far.value == near.value == "B"

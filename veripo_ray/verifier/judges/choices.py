@@ -1,0 +1,227 @@
+"""Options in prose: by letter or by their words, affirmed or denied."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from veripo_ray.scoring import answers
+from veripo_ray.verifier.judges.quantities import in_digits
+from veripo_ray.verifier.judges.windows import Window
+
+# A letter by itself: `B`, `(B)`, `**B**`, `$B$`. `A` and `I` are words, too, so those (and any
+# lower-case letter) need a bracket, or must stand where a word could not.
+_LETTER = re.compile(
+    r"(?<![\w'])(?P<open>[(\[$*]{0,3})(?P<letter>[A-Ja-j])(?P<close>[)\]$*:]{0,3})(?![\w'])"
+)
+_NO = (
+    r"(?:\bnot|n['\u2019]t|\bcannot|\bneither|\bnor|\brather than|\binstead of|\brul(?:es?|ed|ing)"
+    r" out|\bexclud(?:es?|ed|ing)|\beliminat(?:es?|ed|ing))"
+)
+_NEGATED = re.compile(
+    rf"{_NO}(?:\s+(?:be|is|it|options?|choice|the|answer|either))*\W{{0,3}}$", re.IGNORECASE
+)
+_DOUBTED = re.compile(r"(?:\bnot|n['\u2019]t|\bneither|\bnor|\bwhether|\bif)\b[^.,;]*$", re.I)
+_DENIED = re.compile(
+    r"[)\]*$]{0,3}\s(?:(?:is|are|was|can|must|can be|must be|does|do) )?"
+    r"(?:also |both |all |clearly )?"
+    r"(?:not|cannot|(?:is|are|was|does|do|ca)n['\u2019]t|wrong|false|incorrect"
+    r"|out|excluded|impossible|ruled out|eliminated)\b",
+    re.IGNORECASE,
+)
+_ALTERNATIVE = re.compile(r"\s*(?:,|/|or\b|and\b)+\s*(?:option )?[(*]{0,3}[A-J]\b", re.IGNORECASE)
+_LIST = r"\(?[A-J]\)?(?:(?:,| and| or| nor|, and|, or) (?:option )?\(?[A-J]\b\)?){0,9}"
+_EXCLUDED = re.compile(
+    rf"{_NO}(?: (?:be|is|it|options?|choice|the answer)){{0,3}} (?P<after>{_LIST})(?!\w)"
+    rf"|(?<!\w)(?P<before>{_LIST}){_DENIED.pattern}",
+)
+_FUNCTION_WORDS = frozenset(
+    {
+        *("a", "an", "the", "he", "she", "it", "they", "his", "her", "its", "their", "in", "on"),
+        *("at", "by", "with", "to", "of", "from", "through", "over", "under", "along", "into"),
+    }
+)
+_ARTICLES = frozenset({"a", "an", "the"})
+_DENIALS = frozenset(
+    {"not", "t", "cannot", "neither", "nor", "never", "without", "no", "rather", "instead"}
+)
+_DENIALS_BEHIND = frozenset(
+    {
+        *("not", "isn", "wasn", "aren", "doesn", "didn", "cannot", "never", "wrong", "incorrect"),
+        *("excluded", "impossible", "loses"),
+    }
+)
+_VERBS = frozenset(
+    {
+        *("is", "are", "was", "were", "be", "s", "being", "shows", "to", "means", "remains"),
+        *("seems", "becomes", "called"),
+    }
+)
+_MIN_SUBJECT = 3  # words in front of an option that ends a sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a window says: the letter it affirms, or that it wavers; and letters that it denies."""
+
+    letter: str | None = None
+    unclear: bool = False
+    denied: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Mention:
+    letter: str
+    start: int  # of its words in the text's
+    end: int
+
+
+class Options:
+    """The options of one question, ready to be found in prose."""
+
+    def __init__(self, options: tuple[str, ...]) -> None:
+        self.letters = answers.LETTERS[: len(options)].upper()
+        whole = [_words(option) for option in options[: len(answers.LETTERS)]]
+        cores = [_core(words) for words in whole]
+        # `the box` for `In the box`, unless another option is `On the box`
+        self._phrases = [
+            {words} | ({core} if core and cores.count(core) == 1 else set())
+            for words, core in zip(whole, cores, strict=True)
+        ]
+        # `Point B` may be option A: then a letter in prose is not yet an option's
+        self._labelled = any(
+            len(word) == 1 and word.upper() in answers.LETTERS.upper() and word not in ("a", "i")
+            for words in whole
+            for word in words
+        ) or ("a",) in {words[-1:] for words in whole}
+
+    def read(self, window: Window) -> Said:
+        """What a window concludes."""
+        if window.stated:
+            return Said(None if _DOUBTED.search(window.before) else window.stated)
+        if not window.cued:
+            return self._read_sentence(window)
+        by_words = self._only(window.text) if window.strong or window.last else None
+        if self._labelled and by_words:
+            return Said(by_words)
+        if self._labelled and not window.strong:
+            return Said()
+        said = _read_letters(window)
+        if said.letter or said.unclear or (said.denied & set(self.letters) and not by_words):
+            return said
+        return Said(by_words, denied=said.denied)
+
+    def named(self, text: str) -> str | None:
+        """The letter of the only option whose words occur in `text`, or None."""
+        letters = {mention.letter for mention in _widest(self._mentions(_words(text)))}
+        return letters.pop() if len(letters) == 1 else None
+
+    def remaining(self, thinking: str) -> str | None:
+        """The only letter that the chain does not exclude anywhere, if it excludes all others."""
+        excluded = {
+            letter
+            for match in _EXCLUDED.finditer(thinking)
+            for letter in re.findall(r"\b[A-J]\b", match["after"] or match["before"])
+        }
+        left = [letter for letter in self.letters if letter not in excluded]
+        return left[0] if len(left) == 1 and len(self.letters) > 1 else None
+
+    def _only(self, text: str) -> str | None:
+        """The only option that `text` affirms by its words, or the one that it ends on."""
+        words = _words(text)
+        mentions = _widest(self._mentions(words))
+        affirmed = [mention for mention in mentions if not _denied_before(mention, words)]
+        if any(_DENIALS_BEHIND & set(words[m.end : m.end + 2]) for m in affirmed):
+            return None
+        letters = {mention.letter for mention in affirmed}
+        if len(letters) > 1:
+            letters = {m.letter for m in affirmed if m.end == len(words) and _predicate(m, words)}
+        return letters.pop() if len(letters) == 1 else None
+
+    def _read_sentence(self, window: Window) -> Said:
+        """A sentence without a cue is read only where it puts an option after its verb or last."""
+        words = _words(window.text)
+        letter = self._only(window.text)
+        places = [m for m in _widest(self._mentions(words)) if m.letter == letter]
+        if any(_predicate(m, words) or _ends(m, words) for m in places):
+            return Said(letter)
+        return Said()
+
+    def _mentions(self, words: tuple[str, ...]) -> Iterator[_Mention]:
+        for letter, phrases in zip(self.letters, self._phrases, strict=True):
+            for phrase in phrases:
+                size = len(phrase)
+                for start in range(len(words) - size + 1 if size else 0):
+                    if words[start : start + size] == phrase:
+                        yield _Mention(letter, start, start + size)
+
+
+def _read_letters(window: Window) -> Said:
+    """Letters that stand by themselves; of several, the first may still be named as the answer."""
+    text, found, denied = window.text, [], set()
+    for match in _LETTER.finditer(text):
+        if not _is_option(match, text):
+            continue
+        letter = match["letter"].upper()
+        if _NEGATED.search(text[: match.start()][-40:]) or _DENIED.match(text, match.end()):
+            denied.add(letter)
+        else:
+            found.append((letter, match.end()))
+    letters = {letter for letter, _ in found}
+    if len(letters) == 1:
+        return Said(letters.pop(), denied=frozenset(denied))
+    if letters and window.strong and not _ALTERNATIVE.match(text, found[0][1]):
+        return Said(found[0][0], denied=frozenset(denied))
+    return Said(unclear=bool(letters) and not denied, denied=frozenset(denied))
+
+
+def _is_option(match: re.Match[str], text: str) -> bool:
+    if match["open"] or match["close"]:
+        return True
+    letter, behind = match["letter"], text[match.end() :].lstrip()
+    if letter in "AI" or letter.islower():  # an article, a pronoun, a variable
+        return not behind or (letter.isupper() and behind.startswith((*".,;:/", "or ", "and ")))
+    return True
+
+
+def _widest(mentions: Iterator[_Mention]) -> list[_Mention]:
+    """Without `red` inside a `dark red`, which was not meant by itself."""
+    found = list(mentions)
+    return [
+        one
+        for one in found
+        if not any(
+            other.start <= one.start
+            and one.end <= other.end
+            and other.end - other.start > one.end - one.start
+            and other.letter != one.letter
+            for other in found
+        )
+    ]
+
+
+def _denied_before(mention: _Mention, words: tuple[str, ...]) -> bool:
+    return bool(_DENIALS & set(words[max(0, mention.start - 3) : mention.start]))
+
+
+def _predicate(mention: _Mention, words: tuple[str, ...]) -> bool:
+    """Whether a verb such as `is` stands directly before it."""
+    before = [word for word in words[: mention.start] if word not in _ARTICLES]
+    return bool(before) and before[-1] in _VERBS
+
+
+def _ends(mention: _Mention, words: tuple[str, ...]) -> bool:
+    """Whether it comes last, give or take `after all`, and is not what the sentence is about."""
+    return mention.end >= len(words) - 2 and mention.start >= _MIN_SUBJECT
+
+
+def _core(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Without the small words that it begins with."""
+    first = next((at for at, word in enumerate(words) if word not in _FUNCTION_WORDS), len(words))
+    return words[first:]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """Words alone, folded, numbers as digits, for comparing an option with prose."""
+    return tuple(re.findall(r"\w+", in_digits(text).casefold()))
