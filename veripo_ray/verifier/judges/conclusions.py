@@ -25,6 +25,7 @@ _LEADS = re.compile(
     r" ?(?:simply |just )?$"
 )
 _REACH = 1 << 16  # characters at the end of a chain: what it says earlier is no conclusion
+_MAX_BEHIND = 3  # words behind a formula that a sentence without a cue ends on
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,5 +130,7 @@ def _read_formula(window: Window) -> _Read:
     last = found[-1]
     leads = _LEADS.search(window.text[: last.start()][-30:]) or "=" in last[0]
     if not leads and (len(found) > 1 or not window.cued):
+        return _Read()
+    if not window.cued and len(window.text[last.end() :].split()) > _MAX_BEHIND:
         return _Read()
     return _Read((last[1] or last[2] or last[3]).strip() or None)

@@ -19,7 +19,7 @@ _STRONG = (
     r"|i(?: would|['\u2019]d) (?:say|estimate)|i estimate|my (?:estimate|count)(?: is)?)\b"
     r"|\b(?:that|this|which|it)(?: is| would be| must be|['\u2019]s) (?=option |choice )"
     r"|\b(?:matches|corresponds to|leaves(?: only| us with)?|leaving(?: only)?)"
-    r"(?= (?:option |choice )?[(*]{0,3}[A-J]\b)"
+    r"(?= (?:option |choice )?[(*]{0,3}(?-i:[A-J])\b)"
 )
 _WEAK = (
     r"\b(?:so(?! (?:that|far|much|many|called|long|on)\b)|therefore|thus|hence|consequently"

@@ -59,6 +59,7 @@ def concluded(thinking: str, kind: Kind, options: tuple[str, ...] = ()) -> str |
         ("So the blue car is not on the road, while the green van is.", None),
         ("He waits so that A can pass.", None),
         ("That leaves B.", "B"),
+        ("He rings and leaves a note. The driver waits for it.", None),
         ("Option D describes this.", "D"),
         ("A is wrong, B is out, and it cannot be C.", "D"),
         ("It is neither A nor B, and C can be ruled out.", "D"),
@@ -147,6 +148,7 @@ def test_the_number_a_chain_concludes(thinking, number):
         (r"Thus \( x = 4 \)", "x = 4"),
         ("so there are three of them. It goes on", None),
         ("The probability is $1/2$.", "1/2"),
+        ("With $x = 2$ in it, the two roots turn out to be one and three.", None),
         (r"so it is 3\sqrt{2}", None),
     ],
 )
