@@ -1,4 +1,4 @@
-"""vLLM in this process, behind a few verbs: the only file that touches it (vLLM 0.32).
+"""vLLM in this process, behind a few verbs: the sampler's only file that touches it (vLLM 0.32).
 
 The engine is stepped from outside and gives back whole groups of token ids. It decodes no text
 (once a group is cheaper than once a token), loads no vision tower unless that learns (media come in
@@ -189,9 +189,9 @@ class Engine:
         cleanup_dist_env_and_memory()
 
 
-def set_environment(cfg: config.Rollout, device: str) -> None:
+def set_environment(cfg: config.Rollout | config.VllmJudge, device: str) -> None:
     """What vLLM reads from the environment, to be set before it is imported. A value that is set
-    already stays, except the size of the KV cache, which is `rollout.kv_cache_gb`.
+    already stays, except the size of the KV cache, which is `cfg.kv_cache_gb`.
 
     - VLLM_ENABLE_V1_MULTIPROCESSING=0: the engine in this process, which saves another gigabyte.
     - HF_HUB_OFFLINE=1: a checkpoint is a folder, so nothing is looked up.

@@ -1,0 +1,157 @@
+"""A text model in vLLM that says yes or no, in this process: the only file of the judges that
+touches vLLM (0.32; the sampler has its own).
+
+Of all tokens only the spellings of the two words are allowed, so the model cannot ramble, and one
+step a prompt tells what it would have said.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from veripo_ray import config
+from veripo_ray.errors import CheckpointError
+from veripo_ray.sampler.engine import CPU_BLOCK, set_environment
+from veripo_ray.verifier.judges.ask import Answered
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput
+
+_STEP_TOKENS = 8192  # of prompts that one step of the engine computes at once
+
+
+class YesNoEngine:
+    """One at a time uses it. Whatever `score` raises, the engine is not to be used after it.
+
+    Raises CheckpointError for a model without tokenizer, or whose tokenizer cannot say yes or no.
+    """
+
+    def __init__(self, cfg: config.VllmJudge) -> None:
+        self._cfg, device = cfg, "cuda" if cfg.gpus else "cpu"
+        set_environment(cfg, device)
+        self._tokenizer = Prompts(cfg.model or "")
+        from vllm import EngineArgs, SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        self._vllm = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=str(cfg.model),
+                dtype=cfg.dtype,
+                max_model_len=cfg.max_model_len,
+                max_num_seqs=cfg.max_batch,
+                max_num_batched_tokens=max(cfg.max_model_len, _STEP_TOKENS),
+                gpu_memory_utilization=cfg.gpu_memory_utilization,
+                enforce_eager=device == "cpu",
+                block_size=CPU_BLOCK if device == "cpu" else None,
+                enable_prefix_caching=True,  # all prompts begin with the same instructions
+                logprobs_mode="processed_logprobs",  # of the allowed tokens alone
+                generation_config="vllm",
+                use_tqdm_on_load=False,
+                disable_log_stats=True,
+            )
+        )
+        words = [*self._tokenizer.yes_ids, *self._tokenizer.no_ids]
+        self._settings = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            allowed_token_ids=words,
+            logprobs=len(words),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def score(self, prompts: Sequence[str]) -> list[Answered | str]:
+        """What the model says to each prompt, in order, or why that prompt could not be asked."""
+        said: list[Answered | str] = [self._add(str(i), text) for i, text in enumerate(prompts)]
+        while self._vllm.has_unfinished_requests():
+            for output in self._vllm.step():
+                if output.finished:
+                    said[int(output.request_id)] = self._read(output)
+        return said
+
+    def _add(self, id_: str, prompt: str) -> str:
+        """Queue a prompt; an error, or what stands in its place until it is answered."""
+        from vllm.exceptions import VLLMError
+
+        try:
+            ids = self._tokenizer.encode(prompt)
+            if len(ids) >= self._cfg.max_model_len:  # one token is the answer
+                return (
+                    f"the case takes {len(ids)} tokens, with the answer over judges.vllm."
+                    f"max_model_len = {self._cfg.max_model_len}"
+                )
+            self._vllm.add_request(id_, {"prompt_token_ids": ids}, self._settings)
+        except (VLLMError, TypeError, ValueError) as error:
+            return f"the case cannot be put to the model: {type(error).__name__}: {error}"[:300]
+        return "the model gave no answer"
+
+    def _read(self, output: RequestOutput) -> Answered | str:
+        logprobs = output.outputs[0].logprobs
+        if not logprobs:
+            return f"the model gave no answer: {output.outputs[0].finish_reason}"
+        mass = {token: math.exp(found.logprob) for token, found in logprobs[0].items()}
+        yes = sum(mass.get(token, 0.0) for token in self._tokenizer.yes_ids)
+        no = sum(mass.get(token, 0.0) for token in self._tokenizer.no_ids)
+        if not 0 < yes + no < math.inf:
+            return "the model's probabilities of yes and no are no numbers"
+        return Answered.likely(yes / (yes + no))
+
+    def close(self) -> None:
+        """End the engine and leave the process group that it made."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._vllm.engine_core.shutdown()
+        cleanup_dist_env_and_memory()
+
+
+class Prompts:
+    """A checkpoint's tokenizer: a user's turn as token ids, in its chat template if it has one.
+
+    yes_ids, no_ids: every spelling of the words that is a single token.
+    """
+
+    def __init__(self, checkpoint: str) -> None:
+        from transformers import AutoTokenizer
+
+        if not (Path(checkpoint) / "tokenizer_config.json").is_file():
+            raise CheckpointError(
+                f"judges.vllm.model = {checkpoint!r} is no folder with a model and its tokenizer",
+                fix="give a folder in Hugging Face layout, there on every node",
+            )
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+        self.yes_ids, self.no_ids = self._spellings("yes"), self._spellings("no")
+        if not (self.yes_ids and self.no_ids):
+            raise CheckpointError(
+                f"the tokenizer of judges.vllm.model = {checkpoint!r} has no token for yes and no",
+                fix="use a language model whose vocabulary has both words",
+            )
+        specials = sorted(self._tokenizer.all_special_tokens, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, specials)) or "(?!)")
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids [P]. What the prompt spells of the model's special tokens is taken apart."""
+        plain = self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", prompt)
+        if self._tokenizer.chat_template is None:
+            return self._tokenizer(plain).input_ids
+        text = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": plain}],
+            add_generation_prompt=True,
+            tokenize=False,
+            enable_thinking=False,  # known to templates of models that would think first
+        )
+        return self._tokenizer(text, add_special_tokens=False).input_ids
+
+    def _spellings(self, word: str) -> list[int]:
+        spelled = product(("", " "), (word, word.capitalize(), word.upper()))
+        encoded = (
+            self._tokenizer(space + form, add_special_tokens=False).input_ids
+            for space, form in spelled
+        )
+        known = {ids[0] for ids in encoded if len(ids) == 1}
+        return sorted(known - {self._tokenizer.unk_token_id})
