@@ -75,6 +75,29 @@ def verify(
     verify_file(file, url)
 
 
+@app.command("judge-calibrate")
+def judge_calibrate(
+    file: Annotated[
+        str, typer.Argument(help="video_qa, tinyworld, or the path of a JSONL of labelled cases.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of judges, as openai.url=..."),
+    ] = None,
+    judge: Annotated[
+        str, typer.Option(help="rules, tinyworld, vllm, openai or committee.")
+    ] = "rules",
+    json: Annotated[Path | None, typer.Option(help="Write the figures here, too.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write the reliability diagram here, as PNG.")
+    ] = None,
+) -> None:
+    """Measure a judge on labelled cases: how often right, at which threshold, at what cost."""
+    from veripo_ray.verifier.calibration.command import calibrate
+
+    calibrate(file, judge, overrides or [], written=json, plot=plot)
+
+
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
     """Write report.html anew from what the run's folder holds."""
