@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from veripo_ray.scoring import answers
 from veripo_ray.verifier.judges.quantities import in_digits
@@ -77,8 +78,15 @@ class _Mention:
     end: int
 
 
+_CACHED = 4096  # characters: a group's rollouts share their options, a stranger's may be large
+
+
 class Options:
     """The options of one question, ready to be found in prose."""
+
+    @classmethod
+    def of(cls, options: tuple[str, ...]) -> Options:
+        return _cached(options) if sum(map(len, options)) <= _CACHED else cls(options)
 
     def __init__(self, options: tuple[str, ...]) -> None:
         self.letters = answers.LETTERS[: len(options)].upper()
@@ -155,6 +163,11 @@ class Options:
                 for start in range(len(words) - size + 1 if size else 0):
                     if words[start : start + size] == phrase:
                         yield _Mention(letter, start, start + size)
+
+
+@lru_cache(maxsize=256)
+def _cached(options: tuple[str, ...]) -> Options:
+    return Options(options)
 
 
 def _read_letters(window: Window) -> Said:

@@ -24,7 +24,7 @@ _LEADS = re.compile(
     r"(?:=|\b(?:is|are|was|be|equals?|gives?|gets?|obtains?|yields|to|for|value|namely))"
     r" ?(?:simply |just )?$"
 )
-_REACH = 1 << 16  # characters at the end of a chain: what it says earlier is no conclusion
+_REACH = 1 << 15  # characters at the end of a chain: what it says earlier is no conclusion
 _MAX_BEHIND = 3  # words behind a formula that a sentence without a cue ends on
 
 
@@ -61,7 +61,7 @@ def find(thinking: str, kind: Kind, options: tuple[str, ...]) -> Conclusion | No
 def _find_in(thinking: str, kind: Kind, options: tuple[str, ...]) -> Conclusion | None:
     match kind:
         case Kind.CHOICE:
-            known = Options(options)
+            known = Options.of(options)
             found = _find(thinking, lambda window: _of_choice(known.read(window)))
             if found is None and (letter := known.remaining(thinking)):
                 return Conclusion(letter, (0, len(thinking)))

@@ -24,6 +24,9 @@ _SCALED = re.compile(
     rf"\b(\d{{1,9}}(?:\.\d{{1,9}})?) ({'|'.join(_SCALES)})\b(?: (?:and )?(\d{{1,9}})\b)?",
     re.ASCII | re.IGNORECASE,
 )
+_ANY = re.compile(
+    rf"\d|\b(?:once|twice|dozen|{'|'.join((*_SMALL, *_TENS))})\b", re.ASCII | re.IGNORECASE
+)
 _PHRASES = (
     (re.compile(r"\b(?:only|just|exactly) (?:once\b|one\b)", re.IGNORECASE), "1"),
     (re.compile(r"\bone and a half\b", re.IGNORECASE), "1.5"),
@@ -59,6 +62,8 @@ def in_digits(text: str, *, one: bool = False) -> str:
         count = _SMALL.index(word[0].lower())
         return word[0] if count == 1 and not one else str(count)
 
+    if not _ANY.search(text):  # the usual case
+        return text
     for pattern, digits in _PHRASES:
         text = pattern.sub(digits, text)
     text = _SMALL_WORD.sub(small, _TENS_WORD.sub(_tens, text))

@@ -50,9 +50,11 @@ def _judge(case: Case) -> Judgement:
 
 
 def _same_choice(conclusion: Conclusion, case: Case) -> bool | None:
+    if len(case.answer) > answers.MAX_ANSWER_CHARACTERS:
+        return None
     answered = (
         answers.leading_letter(case.answer)
-        or Options(case.options).named(case.answer)
+        or Options.of(case.options).named(case.answer)
         or answers.lone_letter(case.answer)
     )
     return None if answered is None else answered == conclusion.value

@@ -12,25 +12,26 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+# Each begins a word, which is checked once and first.
 _STRONG = (
-    r"\\boxed\{|\b(?:answer|option|choice|conclusion|result|total|value)(?: here)?"
+    r"(?:answer|option|choice|conclusion|result|total|value)(?: here)?"
     r"(?: is| must be| should be| would be| was|:)(?: therefore| thus| clearly| simply)?"
-    r"|\b(?:choose|pick|select|go with|answer with|guess(?: is|:)"
+    r"|(?:choose|pick|select|go with|answer with|guess(?: is|:)"
     r"|i(?: would|['\u2019]d) (?:say|estimate)|i estimate|my (?:estimate|count)(?: is)?)\b"
-    r"|\b(?:that|this|which|it)(?: is| would be| must be|['\u2019]s) (?=option |choice )"
-    r"|\b(?:matches|corresponds to|leaves(?: only| us with)?|leaving(?: only)?)"
+    r"|(?:that|this|which|it)(?: is| would be| must be|['\u2019]s) (?=option |choice )"
+    r"|(?:matches|corresponds to|leaves(?: only| us with)?|leaving(?: only)?)"
     r"(?= (?:option |choice )?[(*]{0,3}(?-i:[A-J])\b)"
 )
 _WEAK = (
-    r"\b(?:so(?! (?:that|far|much|many|called|long|on)\b)|therefore|thus|hence|consequently"
+    r"(?:so(?! (?:that|far|much|many|called|long|on)\b)|therefore|thus|hence|consequently"
     r"|conclude(?: that)?|it follows that|in (?:total|summary|the end)|all in all|altogether"
     r"|overall|all things considered|(?:which|this|that) means(?: that)?|to sum up)\b"
 )
 _STATED = (
-    r"(?<!\w)(?P<stated>[A-J])(?=\W{0,3}\s(?:(?:is|must be|seems) (?:the )?"
+    r"(?P<stated>[A-J])(?=\W{0,3}\s(?:(?:is|must be|seems) (?:the )?"
     r"(?:most likely|correct|right|best|true|only|answer)|(?:describes|matches|fits)\b))"
 )
-_CUE = re.compile(rf"{_STATED}|(?i:(?P<strong>{_STRONG})|{_WEAK})")
+_CUE = re.compile(rf"(?P<boxed>\\boxed\{{)|(?<!\w)(?:{_STATED}|(?i:(?P<strong>{_STRONG})|{_WEAK}))")
 # What ends a window: the sentence, a turn of thought, or (tiny world) a look at another frame.
 _TURN = re.compile(
     r"[.!?;](?=\s|$)|\n|\bf\d+\b|\b(?:wait|however|but|because|since|hmm|although|whereas)\b",
@@ -79,7 +80,7 @@ def windows(thinking: str) -> Iterator[Window]:
     """The windows of the last cues, last first."""
     for cue in reversed(deque(_CUE.finditer(thinking), maxlen=_MAX_CUES)):
         text = thinking[cue.end() : cue.end() + _WINDOW]
-        boxed = cue[0].startswith("\\")
+        boxed = cue["boxed"] is not None
         if boxed:
             text = _balanced(text)
         elif turn := _TURN.search(text):
@@ -88,7 +89,7 @@ def windows(thinking: str) -> Iterator[Window]:
         yield Window(
             text=text,
             span=(cue.start(), end),
-            strong=cue["strong"] is not None,
+            strong=boxed or cue["strong"] is not None,
             last=not thinking[end : end + _WINDOW].strip(" \n\t.!}$*"),
             stated=cue["stated"],
             before=thinking[max(0, cue.start() - 30) : cue.start()],

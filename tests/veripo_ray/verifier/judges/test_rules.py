@@ -279,6 +279,16 @@ def test_a_look_alike_of_a_letter_is_no_option(look_alike):
         assert judgement.consistent is not False
 
 
+def test_a_long_answer_is_no_answer_to_a_question_of_choice():
+    (judgement,) = Rules().judge_now([case(Kind.CHOICE, "so B", "B. " + "x " * 2**19, CARS)])
+    assert judgement.consistent is None
+
+
+def test_large_options_are_read_too():
+    options = ("red " * 2**16, "blue " * 2**16, "green")
+    assert concluded("so it is green", Kind.CHOICE, options) == "C"
+
+
 def test_evidence_lies_in_the_whole_thinking_however_long_it_is():
     thinking = "x " * 2**18 + "so B"
     found = conclusions.find(thinking, Kind.CHOICE, CARS)
