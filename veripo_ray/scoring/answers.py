@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 LETTERS = "abcdefghij"
@@ -126,8 +127,11 @@ def number(text: str) -> float | None:
     Understands signs, thousands commas, exponents, `a/b`, `\\frac{a}{b}`, `a \\times 10^b`;
     units and other words are passed over. Only finite numbers count.
     """
-    if len(text) > MAX_ANSWER_CHARACTERS:
-        return None
+    return _number(text) if len(text) <= MAX_ANSWER_CHARACTERS else None
+
+
+@lru_cache(maxsize=4096)  # a group's rollouts share their gold, and often their answer
+def _number(text: str) -> float | None:
     seen = set(numbers(text))
     return seen.pop() if len(seen) == 1 else None
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from veripo_ray.errors import ResourceError, ScoringError
+from veripo_ray.scoring.answers import MAX_ANSWER_CHARACTERS
 
 SECONDS = 3.0  # for one comparison; a usual one takes milliseconds
 _START_SECONDS = 60.0  # importing sympy on a busy machine
@@ -26,15 +27,22 @@ _MARGIN_SECONDS = 2.0
 _CHILD = Path(__file__).with_name("maths_child.py")
 
 
-@lru_cache(maxsize=65_536)
 def parses(latex: str) -> bool:
-    """Whether math_verify reads an expression in `latex`."""
-    return _THE_CHILD.ask(op="parses", gold=latex)
+    """Whether math_verify reads an expression in `latex`. It is not asked about what is too long
+    for an answer."""
+    return len(latex) <= MAX_ANSWER_CHARACTERS and _ask("parses", latex)
 
 
 def equal(gold: str, answer: str) -> bool:
     """Whether `answer` equals `gold`. Raises ScoringError when it cannot be told in time."""
-    return _THE_CHILD.ask(op="equal", gold=gold, answer=answer)
+    return _ask("equal", gold, answer)
+
+
+# The rollouts of a question share its gold, and often their answer. What could not be told in time
+# is not remembered, and asked again.
+@lru_cache(maxsize=16_384)
+def _ask(op: str, gold: str, answer: str = "") -> bool:
+    return _THE_CHILD.ask(op=op, gold=gold, answer=answer)
 
 
 class _Child:
@@ -107,7 +115,8 @@ class _Child:
 
 
 def _shown(request: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {str(value)[:80]!r}" for key, value in request.items() if key != "op")
+    texts = {key: value for key, value in request.items() if key != "op" and value}
+    return ", ".join(f"{key} {str(value)[:80]!r}" for key, value in texts.items())
 
 
 _THE_CHILD = _Child()

@@ -84,8 +84,8 @@ def check_reflection(parts: Parts, cfg: config.Checks) -> Check:
     """value is the number of reflective turns. Passed: one stands inside the thinking, with
     something to reconsider before it and a continuation behind. None: there is no such turn, which
     is no fault. Not passed: there are some, but none in its place."""
-    turns = [match.span() for match in _pattern(cfg.reflective_words).finditer(parts.text)]
-    placed = [turn for turn in turns if _is_placed(turn, parts)]
+    turns = _turns(parts.text, cfg.reflective_words)
+    placed = _placed(turns, parts)
     if not turns:
         return Check(name="reflection", passed=None, value=0, reason="no reflective turn")
     start, end = (placed or turns)[0]
@@ -99,23 +99,33 @@ def check_reflection(parts: Parts, cfg: config.Checks) -> Check:
     )
 
 
-def _is_placed(turn: tuple[int, int], parts: Parts) -> bool:
-    (start, end), (first, last) = turn, parts.thinking
-    if not first <= start <= end <= last:
-        return False
-    return bool(parts.text[first:start].strip() and parts.text[end:last].strip(" \t\n.,:;!?"))
+def _turns(text: str, words: tuple[str, ...]) -> list[tuple[int, int]]:
+    lowered = text.replace("\u0130", "i").lower()  # only this letter grows when it is lowered
+    stems, pattern = _phrases(words)
+    if not any(stem in lowered for stem in stems):
+        return []  # the usual case, for little
+    return [match.span() for match in pattern.finditer(lowered)]
+
+
+def _placed(turns: list[tuple[int, int]], parts: Parts) -> list[tuple[int, int]]:
+    """Those that have something of the thinking before them, and something behind."""
+    thinking, (first, last) = parts.thinking_text, parts.thinking
+    lead = last - len(thinking.lstrip())
+    tail = first + len(thinking.rstrip(" \t\n.,:;!?"))
+    return [(start, end) for start, end in turns if lead < start and end < tail]
 
 
 @lru_cache
-def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    """Any of the phrases as whole words; a final `*` stands for any ending of the word."""
-    if not words:
-        return re.compile(r"(?!)")
-    phrases = [
-        re.escape(word.removesuffix("*")) + (r"\w*+" if word.endswith("*") else "")
-        for word in sorted(words, key=len, reverse=True)
+def _phrases(words: tuple[str, ...]) -> tuple[tuple[str, ...], re.Pattern[str]]:
+    """What every match holds, and any of the phrases as whole words, both for lowered text; a final
+    `*` stands for any ending of the word."""
+    phrases = sorted((word.lower() for word in words), key=len, reverse=True)
+    stems = tuple(phrase.removesuffix("*") for phrase in phrases)
+    patterns = [
+        re.escape(stem) + (r"\w*+" if phrase.endswith("*") else "")
+        for stem, phrase in zip(stems, phrases, strict=True)
     ]
-    return re.compile(rf"\b(?:{'|'.join(phrases)})\b", re.IGNORECASE)
+    return stems, re.compile(rf"\b(?:{'|'.join(patterns)})\b")
 
 
 def spans(found: tuple[tuple[int, int], ...], offset: int) -> tuple[Span, ...]:

@@ -37,8 +37,19 @@ def test_the_next_comparison_works_after_a_child_was_lost():
     assert maths.parses("x + 1")
     maths._THE_CHILD._process.kill()
     with pytest.raises(ScoringError):
-        maths.equal("1", "1.0")
-    assert maths.equal("1", "1.0")
+        maths.equal("17", "17.0")
+    assert maths.equal("17", "17.0")  # a failure is not remembered
+
+
+def test_equal_questions_are_asked_once(monkeypatch):
+    assert maths.equal("19", "19.0")
+    monkeypatch.setattr(maths, "_THE_CHILD", None)
+    assert maths.equal("19", "19.0")
+
+
+def test_what_is_too_long_for_an_answer_never_reaches_the_child(monkeypatch):
+    monkeypatch.setattr(maths, "_THE_CHILD", None)
+    assert not maths.parses("1+" * 2**20 + "1")
 
 
 def test_a_child_that_cannot_start_is_a_resource_error(monkeypatch, tmp_path):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from itertools import groupby
 from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veripo_ray.tinyworld import chains, world
-from veripo_ray.verifier.repetition import _returns, repetition
+from veripo_ray.verifier.repetition import _grouped, repetition
 
 CHAIN = "f1 red 1 f2 blue 1 f3 red 2 f4 red 3 f5 blue 3 f6 red 4 f7 red 5 f8 blue 5 so 5"
+UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]{{1,24}}|[^\w\s]")
 PROSE = "The red car turns left at the corner. "
 
 
@@ -66,16 +71,74 @@ def test_any_text_has_a_share_and_spans_inside_it(text, n):
     assert all(0 <= start < end <= len(text) for start, end in found.spans)
 
 
-@given(st.lists(st.sampled_from("abc"), max_size=60), st.integers(2, 8))
-def test_returning_passages_are_those_that_a_plain_count_finds(words, n):
-    """The quick way against a table of all n-grams."""
-    seen: dict[tuple[str, ...], int] = {}
-    expected = [False] * len(words)
+def plainly(text: str, n: int) -> tuple[float, tuple[tuple[int, int], ...]]:
+    """The definition word by word, in plain loops."""
+    matches = list(WORD.finditer(text))
+    words = [match[0] for match in matches]
+    marked = [False] * len(words)
+    for period in range(1, min(4 * n, len(words) // 3) + 1):
+        for at in range(len(words) - 3 * period + 1):
+            first, *others = (words[at + k * period : at + (k + 1) * period] for k in range(3))
+            if others == [first, first]:
+                marked[at + period : at + 3 * period] = [True] * (2 * period)
+    seen: Counter[tuple[str, ...]] = Counter()
     for at in range(len(words) - n + 1):
         gram = tuple(words[at : at + n])
-        seen[gram] = seen.get(gram, 0) + 1
+        seen[gram] += 1
         if seen[gram] >= 3:
-            expected[at : at + n] = [True] * n
-    if len(words) > 2 * n:
-        ids = np.array([ord(word) for word in words], np.int64)
-        assert _returns(ids, n).tolist() == expected
+            marked[at : at + n] = [True] * n
+    if not any(marked):
+        return 0.0, ()
+    runs, place = [], 0
+    for flag, run in groupby(marked):
+        length = len(list(run))
+        if flag:
+            runs.append((matches[place].start(), matches[place + length - 1].end()))
+        place += length
+    return sum(marked) / len(marked), tuple(sorted(runs, key=lambda run: run[0] - run[1])[:8])
+
+
+pieces = st.lists(
+    st.sampled_from([*"ab .,\n\u54c8\u597d1_", "so 2 ", "x" * 30, "\ud800"]), max_size=8
+)
+passages = st.lists(st.tuples(pieces, st.integers(1, 4)), max_size=6)
+
+
+@settings(max_examples=300)
+@given(passages, st.integers(1, 12))
+def test_what_is_found_is_what_the_definition_finds_word_by_word(passages, n):
+    text = "".join("".join(piece) * times for piece, times in passages)
+    found = repetition(text, n)
+    assert (found.share, found.spans) == plainly(text, n)
+
+
+def test_long_random_text_of_few_words_is_found_as_by_the_definition():
+    rng = Random(0)
+    for words, size in (("ab", 600), ("abc", 900), ("abcdefgh", 2000)):
+        text = " ".join(rng.choice(words) for _ in range(size))
+        found = repetition(text, 5)
+        assert (found.share, found.spans) == plainly(text, 5)
+
+
+def test_ngrams_that_only_the_hashes_last_bits_tell_apart_are_not_mixed_up():
+    places = (1 << 3) - 1
+    one, other = np.uint64(8 * places), np.uint64(8 * places + 1)
+    grams = np.array([one, other, one, other, one], np.uint64)
+    order, ordered = _grouped(grams)
+    assert order.tolist() == [0, 2, 4, 1, 3]
+    assert ordered.tolist() == [one] * 3 + [other] * 2
+
+
+@pytest.mark.parametrize(
+    ("piece", "share"),
+    [("a", 1.0), ("yes no ", 1.0), ("!", 1.0), ("<think>", 1.0), ("\u54c8", 1.0), (" ", 0.0)],
+)
+def test_a_megabyte_of_anything_is_measured(piece, share):
+    """No timing: with quadratic work this would run into the suite's time limit."""
+    found = repetition(piece * (2**20 // len(piece)))
+    assert found.share == pytest.approx(share, abs=1e-4)
+
+
+def test_a_megabyte_of_random_bytes_hardly_repeats_itself():
+    text = Random(0).randbytes(2**20).decode("latin-1")
+    assert repetition(text).share < 1e-3
