@@ -308,14 +308,17 @@ def test_the_command_prints_and_writes_every_figure(tmp_path):
     run = CliRunner().invoke(cli.app, ["judge-calibrate", "video_qa", "--json", str(written)])
     assert run.exit_code == 0, run.output
     report = json.loads(written.read_text())
-    assert (report["file"], report["judge"], report["cases"]) == ("video_qa", "rules", 136)
-    assert set(report["parts"]) == {"all", "dev", "held-out"}
+    assert (report["file"], report["judge"], report["cases"]) == (
+        "video_qa",
+        "rules",
+        len(load("video_qa")),
+    )
+    assert set(report["parts"]) == {"all", "dev", "held-out", "fresh"}
     whole = report["parts"]["all"]
-    assert sum(whole["counts"].values()) == whole["n"] == 136
+    assert sum(whole["counts"].values()) == whole["n"] == report["cases"]
     assert set(whole) >= {"accuracy", "precision", "recall", "kappa", "decided"}
     assert 0 <= whole["kappa"]["low"] <= whole["kappa"]["value"] <= whole["kappa"]["high"] <= 1
     assert report["cost_per_1000"]["seconds"] > 0
-    labels = {one.id: one for one in load("video_qa")}
     for remark in report["remarks"]:
         assert remark["why"] == labels[remark["id"]].why
         assert f"{remark['id']} ({remark['split']})" in run.output

@@ -17,8 +17,8 @@ from veripo_ray.verifier.calibration.written import figures_of
 _LEFT: dict[str, Any] = {"title_justify": "left", "caption_justify": "left"}
 _COUNTS = ("undecided", "errors", "found", "missed", "passed", "false_alarms")
 _LEGEND = (
-    "found, missed: of the inconsistent cases; passed, false alarms: of the consistent ones;\n"
-    "precision, recall: of finding an inconsistency; all with 95% intervals"
+    "found, missed: of the inconsistent; passed, false alarms: of the consistent\n"
+    "precision, recall: of finding an inconsistency; in brackets 95% intervals"
 )
 
 
@@ -48,9 +48,9 @@ def _parts(calibration: Calibration, file: str) -> Iterator[RenderableType]:
 def _table(calibration: Calibration, file: str) -> Table:
     title = f"the judge {calibration.judge} on {file}"
     table = Table(title=title, caption=_LEGEND, box=SIMPLE_HEAD, **_LEFT)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for part in calibration.parts:
-        table.add_column(part.name, justify="right", no_wrap=True)
+        table.add_column(part.name, justify="right")
     table.add_row("cases", *(str(part.counts.total) for part in calibration.parts))
     for field in _COUNTS:
         counts = (str(getattr(part.counts, field)) for part in calibration.parts)
@@ -86,4 +86,4 @@ def _remark(remark: Remark) -> Text:
 def _shown(figure: Figure) -> str:
     if figure.value is None:
         return "-"
-    return f"{figure.value:.2f} ({figure.low:.2f}, {figure.high:.2f})"
+    return f"{figure.value:.2f} ({figure.low:.2f}..{figure.high:.2f})"
