@@ -308,6 +308,7 @@ def test_the_command_prints_and_writes_every_figure(tmp_path):
     run = CliRunner().invoke(cli.app, ["judge-calibrate", "video_qa", "--json", str(written)])
     assert run.exit_code == 0, run.output
     report = json.loads(written.read_text())
+    labels = {one.id: one for one in load("video_qa")}
     assert (report["file"], report["judge"], report["cases"]) == (
         "video_qa",
         "rules",

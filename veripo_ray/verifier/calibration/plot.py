@@ -28,7 +28,7 @@ def draw(calibration: Calibration, path: Path) -> None:
     below = [share - least for share, least in zip(observed, low, strict=True)]
     above = [most - share for share, most in zip(observed, high, strict=True)]
     shares.errorbar(means, observed, yerr=[below, above], fmt="o", capsize=2)
-    shares.set(xlim=(0, 1), ylim=(0, 1), ylabel="share consistent")
+    shares.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="share consistent")
     shares.set_title(
         f"{calibration.judge}: expected calibration error {calibration.calibration_error:.3f}"
     )
