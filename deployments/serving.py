@@ -58,6 +58,12 @@ def _name() -> str:
     return f"veripo-verifier-{ray.get_runtime_context().get_job_id()}"
 
 
+def bound_host(cfg: config.Verifier | None = None) -> str:
+    """The host that this cluster's Serve is bound to, or will be by `cfg`."""
+    running = _running_address()
+    return running[0] if running else (cfg or config.Verifier()).host
+
+
 def _running_address() -> tuple[str, int] | None:
     """Where this cluster's Serve listens, or None. Serve has no public way to ask."""
     from ray.serve.context import _get_global_client

@@ -68,11 +68,17 @@ def evaluate(
 def verify(
     file: Annotated[Path, typer.Argument(help="JSONL of items: question, kind, gold, response.")],
     url: Annotated[str | None, typer.Option(help="A verifier's address; without it, here.")] = None,
+    token_env: Annotated[
+        str | None, typer.Option(help="Environment variable with that verifier's token.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON lines on a terminal, too.")] = False,
 ) -> None:
-    """Judge responses: one verdict a line, as JSON."""
-    from veripo_ray.verifier.command import verify_file
+    """Judge responses: a table on a terminal, otherwise one verdict a line as JSON. Exits with 1
+    when an item could not be judged."""
+    from veripo_ray.verifier import command
 
-    verify_file(file, url)
+    tell = command.verify_file if json or not sys.stdout.isatty() else command.show_file
+    raise typer.Exit(1 if tell(file, url, token_env=token_env) else 0)
 
 
 @app.command("judge-calibrate")

@@ -1,42 +1,37 @@
-"""A client of the verifier's endpoint: bounded retries, a deadline, errors with the address."""
+"""A typed client of the verifier's endpoint, blocking and asynchronous.
+
+    VerifierClient(url).verify(items)                        # connections for this call
+    with VerifierClient(url) as verifier: ...                # the same ones for every call
+    async with VerifierClient(url) as verifier: ...
+
+Methods with an `a` in front do not block. What both sides share is in `calls`.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Literal
 
 import httpx
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    stop_after_delay,
-    wait_exponential_jitter,
-)
 
-from veripo_ray.errors import DataError, ResourceError, VeripoError
 from veripo_ray.records import Verdict
-from veripo_ray.verifier import wire
+from veripo_ray.verifier import calls
+from veripo_ray.verifier.calls import Call, Stream
+from veripo_ray.verifier.retrying import Attempts, TryAgainError
+from veripo_ray.verifier.shapes import AnyLabel, Info, QuestionPairs, Rollouts, Score
 from veripo_ray.verifier.verify import Item
 
-_BUSY = frozenset({408, 429, 500, 502, 503, 504})
-_FORMAT = {"content-type": wire.MSGPACK, "accept": wire.MSGPACK}
-
-
-class _TryAgain(Exception):
-    """What may pass by itself: nobody listens yet, the verifier is busy or restarting."""
-
-    def __init__(self, problem: str, after: float = 0.0) -> None:
-        super().__init__(problem)
-        self.after = after
+TOKEN_ENV = "VERIPO_VERIFIER_TOKEN"
 
 
 class VerifierClient:
-    """Speaks msgpack. `timeout` seconds bound a request with all its retries; long lists are sent
-    in requests of `batch` items. `transport` replaces the network in tests.
+    """Speaks msgpack. `timeout` seconds bound a request with all its retries; items are sent in
+    requests of `batch`. judge: "heldout" asks the held-out judge. token: None takes what the
+    environment's VERIPO_VERIFIER_TOKEN holds. `transport` replaces the network in tests.
 
     Raises ResourceError when the verifier cannot be reached in time, DataError when it refuses the
     request or its reply cannot be read. An item's own error comes back inside its verdict.
@@ -48,120 +43,177 @@ class VerifierClient:
         timeout: float = 60.0,
         *,
         batch: int = 256,
+        judge: Literal["heldout"] | None = None,
+        token: str | None = None,
         transport: httpx.BaseTransport | httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.url, self._timeout, self._batch = url.rstrip("/"), timeout, batch
+        self.url, self._timeout, self._batch, self._judge = url.rstrip("/"), timeout, batch, judge
+        bearer = token or os.environ.get(TOKEN_ENV)
         # Loading certificates takes longer than a request; plain HTTP needs none.
-        tls = self.url.startswith("https:")
-        self._network: dict[str, Any] = {"transport": transport, "verify": tls}
+        self._network: dict[str, Any] = {
+            "transport": transport,
+            "verify": self.url.startswith("https:"),
+            "headers": {"authorization": f"Bearer {bearer}"} if bearer else {},
+        }
+        self._http: httpx.Client | None = None
+        self._ahttp: httpx.AsyncClient | None = None
+
+    def __enter__(self) -> VerifierClient:
+        self._http = httpx.Client(**self._network)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._http is not None:
+            self._http.close()
+        self._http = None
+
+    async def __aenter__(self) -> VerifierClient:
+        self._ahttp = httpx.AsyncClient(**self._network)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._ahttp is not None:
+            await self._ahttp.aclose()
+        self._ahttp = None
 
     def verify(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict an item, in order."""
-        verdicts: list[Verdict] = []
-        with httpx.Client(**self._network) as http:
-            for few in _batches(items, self._batch):
-                retrying = Retrying(**self._policy())
-                verdicts += retrying(self._post, http, few, time.monotonic() + self._timeout)
-        return verdicts
+        batches = calls.verify(items, self._batch, self._judge)
+        with self._connected() as http:
+            return [verdict for call in batches for verdict in self._send(http, call)]
 
     async def averify(self, items: Sequence[Item]) -> list[Verdict]:
-        """As `verify`, without blocking the event loop."""
-        verdicts: list[Verdict] = []
-        async with httpx.AsyncClient(**self._network) as http:
-            for few in _batches(items, self._batch):
-                retrying = AsyncRetrying(**self._policy())
-                verdicts += await retrying(self._apost, http, few, time.monotonic() + self._timeout)
-        return verdicts
+        batches = calls.verify(items, self._batch, self._judge)
+        async with self._aconnected() as http:
+            return [verdict for call in batches for verdict in await self._asend(http, call)]
+
+    def stream(self, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
+        """(index, verdict) of each item once, as they finish. A stream that breaks is asked again
+        for what is missing."""
+        with self._connected() as http:
+            for some in calls.streams(items, self._batch, self._judge):
+                yield from self._streamed(http, some)
+
+    async def astream(self, items: Sequence[Item]) -> AsyncGenerator[tuple[int, Verdict]]:
+        async with self._aconnected() as http:
+            for some in calls.streams(items, self._batch, self._judge):
+                async for line in self._astreamed(http, some):
+                    yield line
+
+    def pairs(self, questions: Sequence[Rollouts], seed: int = 0) -> list[QuestionPairs]:
+        """The preference pairs of each question, in order; one request."""
+        with self._connected() as http:
+            return self._send(http, calls.pairs(questions, seed))
+
+    async def apairs(self, questions: Sequence[Rollouts], seed: int = 0) -> list[QuestionPairs]:
+        async with self._aconnected() as http:
+            return await self._asend(http, calls.pairs(questions, seed))
+
+    def score(
+        self, text_1: AnyLabel | Sequence[AnyLabel], text_2: str | Sequence[str]
+    ) -> list[Score]:
+        """A score, or an error, of each response `text_2` against its label; one request."""
+        with self._connected() as http:
+            return self._send(http, calls.score(text_1, text_2))
+
+    async def ascore(
+        self, text_1: AnyLabel | Sequence[AnyLabel], text_2: str | Sequence[str]
+    ) -> list[Score]:
+        async with self._aconnected() as http:
+            return await self._asend(http, calls.score(text_1, text_2))
+
+    def info(self) -> Info:
+        with self._connected() as http:
+            return self._send(http, calls.INFO)
+
+    async def ainfo(self) -> Info:
+        async with self._aconnected() as http:
+            return await self._asend(http, calls.INFO)
 
     async def ready(self) -> None:
         """Return once the verifier answers its health check; ResourceError after `timeout`."""
-        async with httpx.AsyncClient(**self._network) as http:
-            await AsyncRetrying(**self._policy())(self._healthy, http)
+        async with self._aconnected() as http:
+            await self._asend(http, calls.HEALTH, at_most=5.0)
 
-    async def _healthy(self, http: httpx.AsyncClient) -> None:
-        try:
-            self._checked(await http.get(f"{self.url}/healthz", timeout=min(5.0, self._timeout)))
-        except httpx.TransportError as error:
-            raise _TryAgain(_named(error)) from error
+    @contextmanager
+    def _connected(self) -> Generator[httpx.Client]:
+        if self._http is not None:
+            yield self._http
+        else:
+            with httpx.Client(**self._network) as http:
+                yield http
 
-    def _post(self, http: httpx.Client, items: list[Item], deadline: float) -> list[Verdict]:
-        try:
-            reply = http.post(**self._request(items, deadline))
-        except httpx.TransportError as error:
-            raise _TryAgain(_named(error)) from error
-        return self._verdicts(reply, len(items))
+    @asynccontextmanager
+    async def _aconnected(self) -> AsyncIterator[httpx.AsyncClient]:
+        if self._ahttp is not None:
+            yield self._ahttp
+        else:
+            async with httpx.AsyncClient(**self._network) as http:
+                yield http
 
-    async def _apost(
-        self, http: httpx.AsyncClient, items: list[Item], deadline: float
-    ) -> list[Verdict]:
-        try:
-            reply = await http.post(**self._request(items, deadline))
-        except httpx.TransportError as error:
-            raise _TryAgain(_named(error)) from error
-        return self._verdicts(reply, len(items))
+    def _send(self, http: httpx.Client, call: Call[calls.T]) -> calls.T:
+        attempts = Attempts(self.url, self._timeout)
+        while True:
+            try:
+                reply = http.request(**call.request(self.url), timeout=attempts.timeout_s)
+                return call.result(self.url, reply)
+            except httpx.TransportError as broken:
+                error = TryAgainError.of(broken)
+            except TryAgainError as refused:
+                error = refused
+            time.sleep(attempts.wait_s(error))
 
-    def _request(self, items: list[Item], deadline: float) -> dict[str, Any]:
-        return {
-            "url": f"{self.url}/v1/verify",
-            "content": wire.write_items(items),
-            "headers": _FORMAT,
-            "timeout": max(0.1, deadline - time.monotonic()),
-        }
+    async def _asend(
+        self, http: httpx.AsyncClient, call: Call[calls.T], at_most: float = float("inf")
+    ) -> calls.T:
+        """at_most: seconds of a single attempt."""
+        attempts = Attempts(self.url, self._timeout)
+        while True:
+            timeout = min(at_most, attempts.timeout_s)
+            try:
+                reply = await http.request(**call.request(self.url), timeout=timeout)
+                return call.result(self.url, reply)
+            except httpx.TransportError as broken:
+                error = TryAgainError.of(broken)
+            except TryAgainError as refused:
+                error = refused
+            await asyncio.sleep(attempts.wait_s(error))
 
-    def _verdicts(self, reply: httpx.Response, expected: int) -> list[Verdict]:
-        try:
-            return wire.read_verdicts(self._checked(reply).content, expected)
-        except DataError as error:
-            fix = error.fix or f"check that a verifier of this version listens at {self.url}"
-            raise DataError(f"{self.url}: {error.problem}", fix=fix) from error
+    def _streamed(self, http: httpx.Client, some: Stream) -> Iterator[tuple[int, Verdict]]:
+        attempts = Attempts(self.url, self._timeout)
+        while some.unfinished:
+            try:
+                with http.stream(**some.request(self.url), timeout=attempts.timeout_s) as reply:
+                    if not reply.is_success:
+                        reply.read()
+                    some.begin(self.url, reply)
+                    for text in reply.iter_lines():
+                        yield some.line(text)
+                    some.end()
+                return
+            except httpx.TransportError as broken:
+                error = TryAgainError.of(broken)
+            except TryAgainError as refused:
+                error = refused
+            time.sleep(attempts.wait_s(error))
 
-    def _checked(self, reply: httpx.Response) -> httpx.Response:
-        if reply.status_code in _BUSY:
-            after = reply.headers.get("retry-after", "")
-            seconds = float(after) if after.isdigit() else 0.0
-            raise _TryAgain(f"it answered {reply.status_code}: {reply.text[:200]}", seconds)
-        if not reply.is_success:
-            raise DataError(
-                f"it answered {reply.status_code}: {reply.text[:300]}",
-                fix="correct the items, or send fewer at once",
-            )
-        return reply
-
-    def _policy(self) -> dict[str, Any]:
-        return {
-            "retry": retry_if_exception_type(_TryAgain),
-            "stop": stop_after_delay(self._timeout),
-            "wait": self._wait,
-            "retry_error_callback": self._give_up,
-        }
-
-    def _wait(self, state: RetryCallState) -> float:
-        """Exponential with jitter, at least what the server asked for, never past the deadline."""
-        wanted = wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.5)(state)
-        if isinstance(error := _error_of(state), _TryAgain):
-            wanted = max(wanted, error.after)
-        return max(0.0, min(wanted, self._timeout - (state.seconds_since_start or 0.0)))
-
-    def _give_up(self, state: RetryCallState) -> None:
-        raise self._unreachable(_error_of(state), state.attempt_number)
-
-    def _unreachable(self, error: BaseException | None, attempts: int) -> VeripoError:
-        return ResourceError(
-            f"the verifier at {self.url} gave no answer within {self._timeout:g} s "
-            f"({attempts} attempts): {error}",
-            fix="check that it runs (GET /healthz), raise verifier.timeout_s or verifier.replicas",
-        )
-
-
-def _error_of(state: RetryCallState) -> BaseException | None:
-    return state.outcome.exception() if state.outcome else None
-
-
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while few := list(islice(iterator, size)):
-        yield few
+    async def _astreamed(
+        self, http: httpx.AsyncClient, some: Stream
+    ) -> AsyncGenerator[tuple[int, Verdict]]:
+        attempts = Attempts(self.url, self._timeout)
+        while some.unfinished:
+            request, timeout = some.request(self.url), attempts.timeout_s
+            try:
+                async with http.stream(**request, timeout=timeout) as reply:
+                    if not reply.is_success:
+                        await reply.aread()
+                    some.begin(self.url, reply)
+                    async for text in reply.aiter_lines():
+                        yield some.line(text)
+                    some.end()
+                return
+            except httpx.TransportError as broken:
+                error = TryAgainError.of(broken)
+            except TryAgainError as refused:
+                error = refused
+            await asyncio.sleep(attempts.wait_s(error))
