@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from veripo_ray import config
 from veripo_ray.errors import DataError
-from veripo_ray.pairs import build_pairs
+from veripo_ray.pairs import ENOUGH, LENGTHS, QUOTA, SAME_TEXT, build_pairs
 from veripo_ray.records import Family, Group, JudgedGroup, Kind, Pair, Question, Rollout
 from veripo_ray.scoring.rewards import reward
 from veripo_ray.verifier.judges import Rules
@@ -60,10 +60,13 @@ def judge(one: Group) -> JudgedGroup:
     return JudgedGroup(group_id=one.id, verdicts=tuple(verify(items, Rules())))
 
 
-def build(one: Group, *families: Family, seed: int = 0, **more) -> list[Pair]:
+def build(
+    one: Group, *families: Family, seed: int = 0, counts=None, left_out=None, **more
+) -> list[Pair]:
     wanted = dict.fromkeys(families or Family, 1.0)
     cfg = SETTINGS.model_copy(update={"families": wanted, "per_question": 50} | more)
-    return build_pairs(one, judge(one), cfg, encode=encode, seed=seed)
+    tallies = {"family_counts": counts, "left_out": left_out}
+    return build_pairs(one, judge(one), cfg, encode=encode, seed=seed, **tallies)
 
 
 def texts(pairs: list[Pair]) -> set[tuple[str, str]]:
@@ -214,6 +217,39 @@ def test_a_question_gives_no_more_pairs_than_allowed():
 
 def test_equal_rollouts_give_equal_pairs_once():
     assert len(build(group(GOOD, GOOD, WRONG, WRONG), Family.ACCURACY)) == 1
+
+
+def test_rollouts_that_differ_only_in_white_space_give_their_pair_once():
+    spaced = GOOD.replace(" so 2 ", "  so 2\n")
+    left_out: Counter[str] = Counter()
+    assert len(build(group(GOOD, spaced, WRONG), Family.ACCURACY, left_out=left_out)) == 1
+    assert left_out == {SAME_TEXT: 1}
+
+
+def test_a_response_is_no_pair_with_its_own_text():
+    """As when one of two equal texts was cut off just before its stop token."""
+    assert build(group(GOOD, GOOD, cut=(1,)), Family.PENALTY) == []
+
+
+def test_a_family_with_a_full_quota_gives_no_more_pairs():
+    counts: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    quotas = {Family.ACCURACY: 1, Family.LONGER: 0}
+    more = {"quotas": quotas, "counts": counts, "left_out": left_out}
+    build(group(*ALL), Family.ACCURACY, Family.LONGER, Family.PENALTY, **more)
+    build(group(*ALL, name="other"), Family.ACCURACY, Family.LONGER, Family.PENALTY, **more)
+    assert counts == {Family.ACCURACY: 1, Family.PENALTY: 8}
+    assert left_out == {QUOTA: 5}
+
+
+def test_what_became_no_pair_is_counted_by_its_reason():
+    left_out: Counter[str] = Counter()
+    built = build(group(*ALL), Family.ACCURACY, per_question=1, left_out=left_out)
+    assert len(built) == 1
+    assert left_out == {ENOUGH: 1}
+    left_out.clear()
+    build(group(*ALL), Family.ACCURACY, max_length_ratio=1.01, left_out=left_out)
+    assert left_out == {LENGTHS: 1}
 
 
 def test_sides_of_very_different_length_are_left_out():

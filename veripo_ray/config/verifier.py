@@ -123,6 +123,10 @@ class Pairs(Settings):
         default_factory=lambda: dict.fromkeys(Family, 1.0),
         description="wanted share of each family, relative; 0 leaves it out",
     )
+    quotas: dict[Family, Annotated[int, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="most pairs of a family in a phase or a file; one not named has no bound",
+    )
     max_length_ratio: Positive = Field(4.0, description="longer side over shorter, in tokens")
     reflective_turn: str = Field(
         "Wait, let me check that again.",
