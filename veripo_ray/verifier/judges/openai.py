@@ -28,7 +28,7 @@ from veripo_ray.verifier.judges.breaker import Breaker
 from veripo_ray.verifier.judges.openai_server import Busy, Failed, Server
 
 log = logging.getLogger(__name__)
-_backoff = wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.5)
+_backoff = wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.5)
 
 
 @dataclass(frozen=True, slots=True)
