@@ -99,14 +99,14 @@ def windows(thinking: str) -> Iterator[Window]:
 
 
 def last_sentence(thinking: str, behind: int) -> Window | None:
-    """The sentence at the end, which concludes without a cue, unless it only supposes something or
-    does not begin behind the offset `behind`."""
+    """The sentence at the end, which may conclude without a cue; None where it only supposes
+    something, or is the one that the offset `behind` lies in."""
     end = len(thinking.rstrip())
     first = max(behind, end - _SENTENCE)
     tail = thinking[first : end - 1]
     boundaries = [match.end() for match in _BOUNDARY.finditer(tail)]
-    if not boundaries and first > behind:
-        return None  # it began somewhere further in front
+    if not boundaries and first > 0:
+        return None  # it began further in front
     start = first + (boundaries[-1] if boundaries else 0)
     text = thinking[start:end]
     if not text.strip() or _SUPPOSES.search(text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from random import Random
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from veripo_ray.records import Kind
 from veripo_ray.scoring import answers
-from veripo_ray.tinyworld import chains, world
+from veripo_ray.tinyworld import chains, vocabulary, world
 from veripo_ray.verifier.judges import Case, Rules, conclusions
+from veripo_ray.verifier.judges.tinyworld import TinyWorld
 
 CARS = ("red car", "blue car", "dark red car", "green van")
 
@@ -77,6 +79,9 @@ def test_the_letter_a_chain_concludes(thinking, letter):
         ("So the answer is A. Let me check: the van is gone. Yes, that fits.", "A"),
         ("So the answer is A. Wait, the light was on. It must be the green van after all.", "D"),
         ("So the answer is A. Wait, the light was on. If it was off, it is the green van.", None),
+        ("so red B f3 red f4 red f5 red", "B"),
+        ("so B, as the man who leaves is in the red car", "B"),
+        ("so B. The man who leaves is in the red car", None),
         ("So the red car. But then the road is dry. The second one to pass is the blue car.", "B"),
     ],
 )
@@ -314,3 +319,28 @@ def test_the_time_of_reading_is_bounded_by_the_end_of_the_text(piece):
     end = "x " * 2**16 + "so B"
     far, near = (conclusions.find(front + end, Kind.CHOICE, CARS) for front in (piece * 1000, ""))
     assert far.value == near.value == "B"
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(vocabulary.FRAMES), st.sampled_from(vocabulary.COLOURS)).map(
+            " ".join
+        )
+        | st.tuples(
+            st.just("so"), st.sampled_from(vocabulary.COLOURS), st.sampled_from("ABCD")
+        ).map(" ".join)
+        | st.sampled_from("ABCD").map("so {} wait".format),
+        max_size=12,
+    ),
+    st.sampled_from("ABCD"),
+    st.sampled_from("ABCD"),
+)
+def test_whatever_a_chain_of_the_tiny_world_does_before_its_last_word_is_what_counts(
+    clauses, letter, answer
+):
+    """The tiny world's own judge, which parses the language, says the same."""
+    chain = " ".join([*clauses, "so", letter])
+    one = case(Kind.CHOICE, chain, answer, vocabulary.COLOURS)
+    (judgement,) = Rules().judge_now([one])
+    (other,) = asyncio.run(TinyWorld().judge([one]))
+    assert judgement.consistent is other.consistent is (letter == answer)
