@@ -1,4 +1,4 @@
-"""Options in prose: by letter or by their words, affirmed or denied."""
+"""Options in prose, by their letters (see `letters`) or their words, affirmed or denied."""
 
 from __future__ import annotations
 
@@ -8,35 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from veripo_ray.scoring import answers
+from veripo_ray.verifier.judges import letters
+from veripo_ray.verifier.judges.letters import Said
 from veripo_ray.verifier.judges.quantities import in_digits
 from veripo_ray.verifier.judges.windows import Window
 
-# A letter by itself: `B`, `(B)`, `**B**`, `$B$`. `A` and `I` are words, too, so those (and any
-# lower-case letter) need a bracket, or must stand where a word could not.
-_LETTER = re.compile(
-    r"(?<![\w'])(?P<open>[(\[$*]{0,3})(?P<letter>[A-Ja-j])(?P<close>[)\]$*:]{0,3})(?![\w'])"
-)
-_NO = (
-    r"(?:\bnot|n['\u2019]t|\bcannot|\bneither|\bnor|\brather than|\binstead of|\brul(?:es?|ed|ing)"
-    r" out|\bexclud(?:es?|ed|ing)|\beliminat(?:es?|ed|ing))"
-)
-_NEGATED = re.compile(
-    rf"{_NO}(?:\s+(?:be|is|it|options?|choice|the|answer|either))*\W{{0,3}}$", re.IGNORECASE
-)
-_DOUBTED = re.compile(r"(?:\bnot|n['\u2019]t|\bneither|\bnor|\bwhether|\bif)\b[^.,;]*$", re.I)
-_DENIED = re.compile(
-    r"[)\]*$]{0,3}\s(?:(?:is|are|was|can|must|can be|must be|does|do) )?"
-    r"(?:also |both |all |clearly )?"
-    r"(?:not|cannot|(?:is|are|was|does|do|ca)n['\u2019]t|wrong|false|incorrect"
-    r"|out|excluded|impossible|ruled out|eliminated)\b",
-    re.IGNORECASE,
-)
-_ALTERNATIVE = re.compile(r"\s*(?:,|/|or\b|and\b)+\s*(?:option )?[(*]{0,3}[A-J]\b", re.IGNORECASE)
-_LIST = r"\(?[A-J]\)?(?:(?:,| and| or| nor|, and|, or) (?:option )?\(?[A-J]\b\)?){0,9}"
-_EXCLUDED = re.compile(
-    rf"{_NO}(?: (?:be|is|it|options?|choice|the answer)){{0,3}} (?P<after>{_LIST})(?!\w)"
-    rf"|(?<!\w)(?P<before>{_LIST}){_DENIED.pattern}",
-)
 _FUNCTION_WORDS = frozenset(
     {
         *("a", "an", "the", "he", "she", "it", "they", "his", "her", "its", "their", "in", "on"),
@@ -59,16 +35,8 @@ _VERBS = frozenset(
         *("seems", "becomes", "called"),
     }
 )
+_CACHED = 4096  # characters: a group's rollouts share their options, a stranger's may be large
 _MIN_SUBJECT = 3  # words in front of an option that ends a sentence
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a window says: the letter it affirms, or that it wavers; and letters that it denies."""
-
-    letter: str | None = None
-    unclear: bool = False
-    denied: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +44,6 @@ class _Mention:
     letter: str
     start: int  # of its words in the text's
     end: int
-
-
-_CACHED = 4096  # characters: a group's rollouts share their options, a stranger's may be large
 
 
 class Options:
@@ -107,7 +72,7 @@ class Options:
     def read(self, window: Window) -> Said:
         """What a window concludes."""
         if window.stated:
-            return Said(None if _DOUBTED.search(window.before) else window.stated)
+            return letters.stated(window, labelled=self._labelled)
         if not window.cued:
             return self._read_sentence(window)
         by_words = self._only(window.text) if window.strong or window.last else None
@@ -115,23 +80,19 @@ class Options:
             return Said(by_words)
         if self._labelled and not window.strong:
             return Said()
-        said = _read_letters(window)
+        said = letters.read(window)
         if said.letter or said.unclear or (said.denied & set(self.letters) and not by_words):
             return said
         return Said(by_words, denied=said.denied)
 
     def named(self, text: str) -> str | None:
         """The letter of the only option whose words occur in `text`, or None."""
-        letters = {mention.letter for mention in _widest(self._mentions(_words(text)))}
-        return letters.pop() if len(letters) == 1 else None
+        found = {mention.letter for mention in _widest(self._mentions(_words(text)))}
+        return found.pop() if len(found) == 1 else None
 
     def remaining(self, thinking: str) -> str | None:
         """The only letter that the chain does not exclude anywhere, if it excludes all others."""
-        excluded = {
-            letter
-            for match in _EXCLUDED.finditer(thinking)
-            for letter in re.findall(r"\b[A-J]\b", match["after"] or match["before"])
-        }
+        excluded = letters.excluded(thinking)
         left = [letter for letter in self.letters if letter not in excluded]
         return left[0] if len(left) == 1 and len(self.letters) > 1 else None
 
@@ -142,10 +103,10 @@ class Options:
         affirmed = [mention for mention in mentions if not _denied_before(mention, words)]
         if any(_DENIALS_BEHIND & set(words[m.end : m.end + 2]) for m in affirmed):
             return None
-        letters = {mention.letter for mention in affirmed}
-        if len(letters) > 1:
-            letters = {m.letter for m in affirmed if m.end == len(words) and _predicate(m, words)}
-        return letters.pop() if len(letters) == 1 else None
+        found = {mention.letter for mention in affirmed}
+        if len(found) > 1:
+            found = {m.letter for m in affirmed if m.end == len(words) and _predicate(m, words)}
+        return found.pop() if len(found) == 1 else None
 
     def _read_sentence(self, window: Window) -> Said:
         """A sentence without a cue is read only where it puts an option after its verb or last."""
@@ -168,34 +129,6 @@ class Options:
 @lru_cache(maxsize=256)
 def _cached(options: tuple[str, ...]) -> Options:
     return Options(options)
-
-
-def _read_letters(window: Window) -> Said:
-    """Letters that stand by themselves; of several, the first may still be named as the answer."""
-    text, found, denied = window.text, [], set()
-    for match in _LETTER.finditer(text):
-        if not _is_option(match, text):
-            continue
-        letter = match["letter"].upper()
-        if _NEGATED.search(text[: match.start()][-40:]) or _DENIED.match(text, match.end()):
-            denied.add(letter)
-        else:
-            found.append((letter, match.end()))
-    letters = {letter for letter, _ in found}
-    if len(letters) == 1:
-        return Said(letters.pop(), denied=frozenset(denied))
-    if letters and window.strong and not _ALTERNATIVE.match(text, found[0][1]):
-        return Said(found[0][0], denied=frozenset(denied))
-    return Said(unclear=bool(letters) and not denied, denied=frozenset(denied))
-
-
-def _is_option(match: re.Match[str], text: str) -> bool:
-    if match["open"] or match["close"]:
-        return True
-    letter, behind = match["letter"], text[match.end() :].lstrip()
-    if letter in "AI" or letter.islower():  # an article, a pronoun, a variable
-        return not behind or (letter.isupper() and behind.startswith((*".,;:/", "or ", "and ")))
-    return True
 
 
 def _widest(mentions: Iterator[_Mention]) -> list[_Mention]:

@@ -14,7 +14,8 @@ from itertools import pairwise
 
 from veripo_ray.records import Kind
 from veripo_ray.verifier.judges import quantities, windows
-from veripo_ray.verifier.judges.choices import Options, Said
+from veripo_ray.verifier.judges.choices import Options
+from veripo_ray.verifier.judges.letters import Said
 from veripo_ray.verifier.judges.windows import Window
 
 _FORMULA = re.compile(r"\$\$?([^$]{1,200})\$|\\\((.{1,200}?)\\\)|\\\[(.{1,200}?)\\\]", re.DOTALL)

@@ -94,6 +94,8 @@ def test_a_conclusion_that_is_reconsidered_must_be_confirmed_or_replaced(thinkin
     [
         ("So only lamp B goes out.", ("Lamp C", "Lamp A", "Lamp B"), "C"),
         ("So the lamp closest to B goes out.", ("Lamp C", "Lamp A", "Lamp B"), None),
+        ("Lamp B is the only one that goes out.", ("Lamp C", "Lamp A", "Lamp B"), None),
+        ("Option B is the only one that fits.", ("Lamp C", "Lamp A", "Lamp B"), "B"),
         ("So there are three of them.", ("2", "3", "4"), "B"),
         ("So it falls on the chair.", ("On the table", "On the chair"), "B"),
         ("So it is on the chair.", ("On the chair", "Under the chair"), "A"),
