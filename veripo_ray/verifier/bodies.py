@@ -42,7 +42,10 @@ def parse(body: bytes, media_type: str, max_values: int) -> Any:
             body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite
         )
     except (ValueError, RecursionError, IndexError, msgpack.UnpackException) as error:
-        raise DataError(f"the body is not {media_type}: {clean(error)}") from None
+        raise DataError(
+            f"the body is not {media_type}: {clean(error)}",
+            fix="send one whole message, with numbers that are finite and texts that are UTF-8",
+        ) from None
 
 
 def write(message: Record, media_type: str) -> bytes:
