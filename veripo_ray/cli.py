@@ -81,6 +81,30 @@ def verify(
     raise typer.Exit(1 if tell(file, url, token_env=token_env) else 0)
 
 
+@app.command()
+def pairs(
+    file: Annotated[Path, typer.Argument(help="Rollouts: a question and its responses a line.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as pairs.per_question=4."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the pairs here, as JSONL.")] = None,
+    judge: Annotated[str | None, typer.Option(help="rules, tinyworld, openai, committee.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A verifier's address; without it the judge is here.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A checkpoint's folder; without it words are counted.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same pairs.")] = None,
+) -> None:
+    """Build preference pairs from any trainer's rollouts: prompt, chosen, rejected, and why."""
+    from veripo_ray.offline_pairs.command import run
+
+    options = {"judge": judge, "url": url, "tokenizer": tokenizer, "seed": seed}
+    run(file, out, overrides or [], options)
+
+
 @app.command("judge-calibrate")
 def judge_calibrate(
     file: Annotated[

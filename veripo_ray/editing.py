@@ -7,16 +7,15 @@ response, and carries the outcome of the one check that holds by construction.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from veripo_ray import config
 from veripo_ray.records import Check, Kind, Question, Response, Verdict
 from veripo_ray.scoring import answers
+from veripo_ray.verifier.tokens import Encode
 from veripo_ray.verifier.verify import Item, check_edited
-
-Encode = Callable[[str], np.ndarray]
 
 
 class Editor:
