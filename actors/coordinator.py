@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import ray
 
@@ -66,6 +66,8 @@ class Coordinator:
         self.checkpoint, self.train, self.heldout = checkpoint, train, heldout
         self.left_out, self.team_kind = left_out, team
         self.client = VerifierClient(verifier_url, run.verifier.timeout_s)
+        other: Literal["heldout"] | None = "heldout" if run.heldout_judge else None
+        self.examiner = VerifierClient(verifier_url, run.verifier.timeout_s, judge=other)
         self.book = RunBook(run, questions=len(train), resume=resume)
         self.state = self.book.state
         self.stopping = False
@@ -140,8 +142,9 @@ class Coordinator:
         await self._publish("dpo")
 
     async def _evaluate(self, phase: str) -> None:
-        """Ask the held-out questions; the verifier judges the answers; one group is scored by both
-        sides, so that no stage rests on a rollout engine that disagrees with the learner."""
+        """Ask the held-out questions; the verifier judges the answers, by a judge that took no part
+        in curation where there is one; one group is scored by both sides, so that no stage rests on
+        a rollout engine that disagrees with the learner."""
         cfg = self.settings.evaluation
         self.book.begin_evaluation()
         figures, answered, batches = StageFigures(), 0, self._heldout_batches()
@@ -158,7 +161,7 @@ class Coordinator:
                     await self._begin_samples(task.question for task in tasks[:SHOWN_SAMPLES])
             self.book.show(phase="evaluation", step=answered, steps=sum(map(len, batches)))
             answers = [g async for g in self.team.evaluate(tasks, cfg, f"eval.{answered}")]
-            judged = await judge_groups(self.client, answers)
+            judged = await judge_groups(self.examiner, answers)
             figures.add(answers, judged)
             self.book.answered(answers, judged)
             answered += len(answers)

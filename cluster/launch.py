@@ -152,7 +152,7 @@ def _cluster(device: str) -> Iterator[None]:
 
 @contextmanager
 def _verifier(run: config.Run, checkpoint: Path) -> Iterator[str]:
-    url = verifier.start(run.verifier, str(checkpoint))
+    url = verifier.start(run.verifier, str(checkpoint), run.heldout_judge)
     try:
         yield url
     finally:

@@ -19,7 +19,7 @@ from veripo_ray import config, journal
 from veripo_ray.questions import LeftOut, QuestionTable
 from veripo_ray.records import Group, Kind, Question, Rollout, Verdict
 from veripo_ray.runlog import read_summary
-from veripo_ray.verifier.judges import Rules
+from veripo_ray.verifier.judges import Case, Judge, Judgement, Rules
 from veripo_ray.verifier.verify import Item, verify
 
 QUESTIONS = 30
@@ -112,13 +112,23 @@ def _group(task: Task, prefix: str, n: int, version: int) -> Group:
     )
 
 
-class _Rules:
+class _Verifier:
     """The verifier without the way to it."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
 
     async def ready(self) -> None: ...
 
     async def averify(self, items: Sequence[Item]) -> list[Verdict]:
-        return verify(items, Rules())
+        return verify(items, self._judge)
+
+
+class _Contrary(Rules):
+    """Finds a contradiction everywhere."""
+
+    def judge_now(self, cases: Sequence[Case]) -> list[Judgement]:
+        return [Judgement(False, "as always") for _ in cases]
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +157,7 @@ def _lead(
     resume: bool = False,
     stop_at: int | None = None,
     videos: Sequence[int] = (),
+    examiner: Judge | None = None,
     **phase: Any,
 ) -> str:
     rows = [
@@ -173,7 +184,8 @@ def _lead(
             resume=resume,
             team=type("Team", (_Team,), {"stop_at": stop_at}),
         )
-        leader.client = _Rules()  # type: ignore[assignment]
+        leader.client = _Verifier(Rules())  # type: ignore[assignment]
+        leader.examiner = _Verifier(examiner or Rules())  # type: ignore[assignment]
         _Team.coordinator = leader
         return await leader.run()
 
@@ -255,3 +267,15 @@ def test_every_held_out_question_is_asked_at_every_stage(tmp_path: Path) -> None
     assert summary is not None
     assert [stage.n for stage in summary.stages] == [5, 5, 5]
     assert [stage.accuracy for stage in summary.stages] == [1.0, 1.0, 1.0]
+
+
+def test_stages_are_judged_by_the_judge_that_was_held_out_and_rollouts_by_the_one_that_curates(
+    tmp_path: Path,
+) -> None:
+    _lead(tmp_path, examiner=_Contrary())
+    summary = read_summary(tmp_path)
+    assert summary is not None
+    assert {stage.inconsistency for stage in summary.stages} == {1.0}
+    judged = [verdict for group in journal.read_judged(tmp_path) for verdict in group.verdicts]
+    assert judged
+    assert not any(verdict.consistent is False for verdict in judged)

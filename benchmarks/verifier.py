@@ -1,0 +1,294 @@
+"""The verifier's endpoint under load: verdicts a second and latency, beside a plain server.
+
+    python benchmarks/verifier.py --json results.json
+
+Requests of 32 rollouts (four questions, eight responses each: chains of a hundred words) from 1, 16
+and 64 clients, each of which sends its next request when the last is answered. The sides take
+turns on the same requests, on the same machine as the clients:
+
+    ours    deployments.verifier on Ray Serve, --replicas of it; `vllm`: its model on Serve as well
+    plain   a FastAPI server in the shape of OpenRLHF's `serve_rm` (see _plain_verifier.py), which
+            does the same checks one by one, and asks the same vLLM engine for one case at a time
+
+Then overload: requests come at ten times the rate that 16 clients reached. What is not answered
+with verdicts must be refused with 429; the memory of the verifier's processes, the latency of what
+was accepted, and the time until every request is accepted again are told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import httpx
+import psutil
+import ray
+from _common import write
+from _judge_model import settings
+from _judge_model import write as write_model
+from _load import Body, Outcome, closed, opened
+
+from deployments import verifier
+from veripo_ray.verifier.labelled import load
+
+GROUP, QUESTIONS = 8, 4  # responses of a question, questions of a request
+ITEMS = GROUP * QUESTIONS
+REQUESTS = {"rules": 96, "vllm": 16}  # of a round, at least two a client
+OVERLOAD, OVERLOAD_S, RECOVERY_S = 10, 15.0, 10.0
+START_S = 180.0
+SIDES = ("ours", "plain")
+
+
+def main() -> None:
+    args = _arguments()
+    rows: list[dict[str, Any]] = []
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            write_model(Path(folder))
+            for judge in args.judges:
+                rows += _measure(judge, folder, args)
+                write(args.json, "verifier", rows, items=ITEMS, replicas=args.replicas)
+    finally:
+        ray.shutdown()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--judges", nargs="+", choices=("rules", "vllm"), default=["rules", "vllm"])
+    parser.add_argument("--clients", nargs="+", type=int, default=[1, 16, 64])
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def _measure(judge: str, folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    with ExitStack() as stack:
+        urls = {
+            "ours": stack.enter_context(_ours(judge, folder, args.replicas)),
+            "plain": stack.enter_context(_plain(folder if judge == "vllm" else None)),
+        }
+        _print_head(judge)
+        rows = [_throughput(judge, urls, clients, args.rounds) for clients in args.clients]
+        rows.append(_overload(judge, urls["ours"]))
+    return rows
+
+
+# --- throughput
+
+
+def _throughput(judge: str, urls: dict[str, str], clients: int, rounds: int) -> dict[str, Any]:
+    """Rates and latencies are medians over the rounds; the ratio is that of each round."""
+    outcomes: dict[str, list[Outcome]] = {side: [] for side in SIDES}
+    count = max(REQUESTS[judge], 2 * clients)
+    for number, side in itertools.product(range(rounds + 1), SIDES):
+        bodies = list(itertools.islice(_bodies(side, number), count if number else 4))
+        outcome = closed(urls[side], bodies, clients)
+        if set(outcome.statuses) != {200}:
+            raise SystemExit(f"{side} answered {dict(outcome.statuses)} to {clients} clients")
+        if number:  # the first round warms up
+            outcomes[side].append(outcome)
+    pairs = zip(outcomes["ours"], outcomes["plain"], strict=True)
+    row = {
+        "judge": judge,
+        "clients": clients,
+        "verdicts_per_second": _medians(outcomes, lambda outcome: outcome.rate),
+        "p50_ms": _medians(outcomes, lambda outcome: outcome.percentile_ms(50)),
+        "p99_ms": _medians(outcomes, lambda outcome: outcome.percentile_ms(99)),
+        "ratio": round(statistics.median(own.rate / other.rate for own, other in pairs), 2),
+    }
+    _print_row(row)
+    return row
+
+
+def _medians(
+    outcomes: dict[str, list[Outcome]], figure: Callable[[Outcome], float]
+) -> dict[str, float]:
+    return {side: round(statistics.median(map(figure, of)), 1) for side, of in outcomes.items()}
+
+
+# --- overload
+
+
+def _overload(judge: str, url: str) -> dict[str, Any]:
+    """The rate it can take, ten times that, and the time until it takes that rate again."""
+    bodies = _bodies("ours", 99)
+    calm = closed(url, list(itertools.islice(bodies, 2 * REQUESTS[judge])), 16)
+    per_second = calm.rate / ITEMS
+    flood = list(itertools.islice(bodies, round(OVERLOAD * OVERLOAD_S * per_second)))
+    before = _resident_mb()
+    flooded = opened(url, flood, OVERLOAD * per_second)
+    after = _resident_mb()
+    if set(flooded.statuses) - {200, 429}:
+        raise SystemExit(f"overload was answered with {dict(flooded.statuses)}")
+    both = {"calm": calm, "flood": flooded}
+    row = {
+        "judge": judge,
+        "requests_per_second": {"calm": round(per_second, 1), "flood": round(10 * per_second, 1)},
+        "sent": len(flood),
+        "accepted": flooded.statuses[200],
+        "refused": flooded.statuses[429],
+        "p99_ms": {name: round(outcome.percentile_ms(99)) for name, outcome in both.items()},
+        "resident_mb": {"before": before, "after": after},
+        "recovery_seconds": _recovery(url, per_second),
+    }
+    _print_overload(row)
+    return row
+
+
+def _recovery(url: str, per_second: float) -> float:
+    """Seconds until half a second of half the calm rate is accepted whole."""
+    started, number = time.perf_counter(), 200
+    while time.perf_counter() - started < 6 * RECOVERY_S:
+        few = list(itertools.islice(_bodies("ours", number), max(2, round(per_second / 4))))
+        at, number = time.perf_counter() - started, number + 1
+        if set(opened(url, few, per_second / 2).statuses) == {200}:
+            return round(at, 1)
+    raise SystemExit(f"requests are still refused {6 * RECOVERY_S:g} s after the overload")
+
+
+def _resident_mb() -> int:
+    """Unique memory of this Ray's processes that belong to Serve."""
+    found = 0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "ServeReplica" in (title := process.cmdline()[0]) or "ProxyActor" in title:
+                found += process.memory_full_info().uss
+        except (psutil.Error, IndexError):
+            continue
+    return found >> 20
+
+
+# --- requests
+
+
+def _bodies(side: str, seed: int) -> Iterator[Body]:
+    """Endless different requests; the same for both sides, each in its own shape."""
+    cases = [case for case in load("video_qa") if case.kind != "math"]
+    for number in itertools.count(1000 * seed):
+        few = [cases[(QUESTIONS * number + q) % len(cases)] for q in range(QUESTIONS)]
+        rows = [_row(case, f"{number}.{r}") for case in few for r in range(GROUP)]
+        yield Body(json.dumps(_SHAPES[side](rows)).encode(), ITEMS)
+
+
+def _row(case: Any, mark: str) -> dict[str, Any]:
+    """One response; `mark` makes it a text that no cache has seen."""
+    gold = case.answer.strip(" $.") if case.kind == "numeric" else case.answer.strip(" $(")[:1]
+    return {
+        "question": case.question,
+        "kind": case.kind,
+        "gold": gold,
+        "options": list(case.options),
+        "response": f"<think>View {mark}. {case.thinking}</think> <answer>{case.answer}</answer>",
+    }
+
+
+def _as_items(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"items": list(rows)}
+
+
+def _as_queries(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    label = ("kind", "gold", "options")
+    return {
+        "query": [row["response"] for row in rows],
+        "prompts": [row["question"] for row in rows],
+        "labels": [json.dumps({name: row[name] for name in label}) for row in rows],
+    }
+
+
+_SHAPES = {"ours": _as_items, "plain": _as_queries}
+
+
+# --- servers
+
+
+@contextmanager
+def _ours(judge: str, checkpoint: str, replicas: int) -> Iterator[str]:
+    from ray import serve
+
+    port = _free_port()
+    judges = settings(checkpoint).model_dump(mode="json")
+    args = {"judge": judge, "replicas": replicas, "judges": judges, "log_level": "WARNING"}
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(verifier.build(args), name="benchmark", route_prefix="/")
+    try:
+        yield f"http://127.0.0.1:{port}/v1/verify"
+    finally:
+        serve.shutdown()
+
+
+@contextmanager
+def _plain(checkpoint: str | None) -> Iterator[str]:
+    port, script = _free_port(), Path(__file__).with_name("_plain_verifier.py")
+    command = [sys.executable, str(script), str(port), *([checkpoint] if checkpoint else [])]
+    with subprocess.Popen(command) as server:
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/healthz", server)
+            yield f"http://127.0.0.1:{port}/get_reward"
+        finally:
+            server.terminate()
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            httpx.get(url)
+            return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise SystemExit("the plain server did not start")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# --- what is printed
+
+
+def _print_head(judge: str) -> None:
+    print(f"\njudge {judge}: requests of {ITEMS} rollouts")
+    columns = ("verdicts/s", "p50 ms", "p99 ms")
+    head = "".join(f"{side + ' ' + column:>18}" for column in columns for side in SIDES)
+    print(f"{'clients':>8}{head}{'ratio':>8}", flush=True)
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    figures = (row["verdicts_per_second"], row["p50_ms"], row["p99_ms"])
+    cells = "".join(f"{figure[side]:>18.1f}" for figure in figures for side in SIDES)
+    print(f"{row['clients']:>8}{cells}{row['ratio']:>8.2f}", flush=True)
+
+
+def _print_overload(row: dict[str, Any]) -> None:
+    rate, p99, memory = row["requests_per_second"], row["p99_ms"], row["resident_mb"]
+    print(
+        f"overload: {rate['flood']} requests/s where it takes {rate['calm']}: {row['accepted']} "
+        f"accepted, {row['refused']} refused with 429; p99 {p99['flood']} ms (calm {p99['calm']}); "
+        f"memory {memory['before']} -> {memory['after']} MB; again whole after "
+        f"{row['recovery_seconds']} s",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
