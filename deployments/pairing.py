@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from deployments.settings import Args
-from veripo_ray.editing import Encode
 from veripo_ray.errors import DataError, VeripoError
 from veripo_ray.pairs import build_pairs
 from veripo_ray.records import Group, JudgedGroup, Pair, Question, Rollout, Verdict
 from veripo_ray.verifier import bodies, wire
 from veripo_ray.verifier.shapes import PairsRequest, QuestionPairs, Rollouts, Sampled, TextPair
+from veripo_ray.verifier.tokens import Encode
 from veripo_ray.verifier.verify import Item
 
 _STOP = np.int32(-1)  # no tokenizer's id: it only ends a response, and no text is made of it
@@ -126,19 +124,6 @@ class Pairing:
             finish_reason=response.finish_reason if isinstance(response, Sampled) else "stop",
             policy_version=0,
         )
-
-
-def encoder(checkpoint: str | None) -> Encode:
-    """Token ids by `checkpoint`/tokenizer.json. Without one each word is a token: enough to tell
-    texts apart and to compare their lengths, all that pairs of texts need."""
-    if checkpoint is None:
-        return lambda text: np.array(
-            [zlib.crc32(word.encode()) & 0x7FFFFFFF for word in text.split()], np.int32
-        )
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(Path(checkpoint) / "tokenizer.json"))
-    return lambda text: np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
 
 def text_of(response: str | Sampled) -> str:

@@ -16,7 +16,7 @@ from deployments.reading import Reader, as_model, wants_stream
 from deployments.refusal import Refusal
 from deployments.settings import Args
 from deployments.streaming import Lines
-from veripo_ray.verifier import wire
+from veripo_ray.verifier import tokens, wire
 from veripo_ray.verifier.bodies import NDJSON
 from veripo_ray.verifier.judges import Judge
 from veripo_ray.verifier.shapes import (
@@ -44,7 +44,7 @@ class Routes:
     def __init__(self, args: Args, reader: Reader, judging: Judging) -> None:
         self._args, self._reader, self._judging = args, reader, judging
         self._scorer = scores.Scorer(judging, args.rewards)
-        self._encode = pairing.encoder(args.tokenizer)
+        self._encode = tokens.encoder(args.tokenizer)
 
     def add_to(self, router: APIRouter) -> None:
         router.post(

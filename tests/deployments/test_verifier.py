@@ -11,16 +11,18 @@ from pathlib import Path
 
 import httpx
 import pytest
+import ray
 import yaml
 
-from deployments import serving, verifier
+from deployments import auth, serving, verifier
 from deployments.settings import Args
 from veripo_ray import config
-from veripo_ray.errors import ResourceError
+from veripo_ray.errors import ConfigError, ResourceError
 from veripo_ray.records import Kind
 from veripo_ray.verifier import wire
-from veripo_ray.verifier.client import VerifierClient
+from veripo_ray.verifier.client import TOKEN_ENV, VerifierClient
 from veripo_ray.verifier.judges import Rules
+from veripo_ray.verifier.shapes import Label, Rollouts
 from veripo_ray.verifier.verify import Item, verify
 
 CHAIN = "f1 red 1 f2 blue 1 f3 red 2"
@@ -41,7 +43,7 @@ def url(ray_session: str, tiny_checkpoint: Path) -> Iterator[str]:
     cfg = config.Verifier(
         port=free_port(), max_body_mb=0.25, checks=config.Checks(min_think_tokens=4)
     )
-    yield verifier.start(cfg, str(tiny_checkpoint))
+    yield verifier.start(cfg, str(tiny_checkpoint), heldout="tinyworld")
     verifier.stop()
 
 
@@ -68,7 +70,7 @@ def test_a_person_with_curl_reads_what_is_wrong(url):
     ("body", "media_type", "status"),
     [
         (b"{", wire.JSON, 400),
-        (b"\xdd\xff\xff\xff\xff", wire.MSGPACK, 400),
+        (b"\xdd\xff\xff\xff\xff", wire.MSGPACK, 413),
         (b'{"items": [' + b"[]," * 50_000 + b"[]]}", wire.JSON, 413),
         (b"x" * 2**20, wire.JSON, 413),
         (b"x", "text/html", 415),
@@ -86,6 +88,44 @@ def test_an_endless_body_is_cut_off(url):
     assert reply.status_code == 413
 
 
+def test_the_held_out_judge_is_asked_by_name(url):
+    prose = GOOD.model_copy(update={"response": "<think> I see red, blue, red: so red is seen 2 "
+                                    "times. </think> <answer> 2 </answer>"})  # fmt: skip
+    (curating,) = VerifierClient(url, 30).verify([prose])
+    (heldout,) = VerifierClient(url, 30, judge="heldout").verify([prose])
+    assert curating.consistent is True
+    assert "tiny world" in heldout["consistency"].reason
+
+
+def test_streams_scores_pairs_and_info_come_over_one_connection(url):
+    items = [GOOD.model_copy(update={"gold": str(n % 4)}) for n in range(300)]
+    asked = Rollouts(
+        question_id="q", question="How many?", kind=Kind.NUMERIC, gold="2",
+        responses=(GOOD.response, GOOD.response.replace(" 2 <", " 3 <")),
+    )  # fmt: skip
+    with VerifierClient(url, 60) as client:
+        streamed = dict(client.stream(items))
+        assert [streamed[n].correct for n in range(300)] == [n % 4 == 2 for n in range(300)]
+        label = Label(gold="2", kind=Kind.NUMERIC)
+        assert [s.score for s in client.score(label, [GOOD.response])] == [1.5]
+        (result,) = client.pairs([asked], seed=1)
+        assert result.pairs
+        assert client.info().heldout == "tinyworld"
+
+
+def test_the_document_is_served_under_the_applications_own_route(url):
+    document = httpx.get(f"{url}/openapi.json").json()
+    assert "/v1/verify" in document["paths"]
+    prefix = httpx.URL(url).path
+    assert document.get("servers", [{"url": prefix}])[0]["url"] == prefix
+    assert f"{prefix}/openapi.json" in httpx.get(f"{url}/docs").text
+
+
+def test_a_request_keeps_its_id_once(url):
+    reply = httpx.get(f"{url}/v1/info", headers={"x-request-id": "run-7"})
+    assert [v for k, v in reply.headers.multi_items() if k == "x-request-id"] == ["run-7"]
+
+
 def test_many_clients_at_once_each_get_their_own_verdicts(url):
     def ask(number: int) -> bool:
         items = [GOOD.model_copy(update={"gold": str(number)})] * 20
@@ -95,8 +135,49 @@ def test_many_clients_at_once_each_get_their_own_verdicts(url):
         assert all(clients.map(ask, range(16)))
 
 
-def test_a_second_start_joins_the_serve_that_is_running(url):
-    assert verifier.start(config.Verifier(port=free_port(), max_body_mb=0.25)) == url
+def test_every_process_of_the_cluster_knows_whom_the_endpoint_listens_to(url):
+    bound = ray.remote(num_cpus=0)(lambda: serving.bound_host(config.Verifier(host="0.0.0.0")))
+    assert ray.get(bound.remote()) == "127.0.0.1"
+
+
+def test_others_are_let_in_only_with_a_token_or_on_purpose(monkeypatch):
+    monkeypatch.delenv(TOKEN_ENV, raising=False)
+    assert auth.token(Args(), "127.0.0.1") is None
+    assert auth.token(Args(allow_unauthenticated=True), "0.0.0.0") is None
+    with pytest.raises(ConfigError, match=f"0.0.0.0, but .* {TOKEN_ENV} is not set") as caught:
+        auth.token(Args(), "0.0.0.0")
+    assert "allow_unauthenticated=true" in caught.value.fix
+    monkeypatch.setenv(TOKEN_ENV, "short")
+    with pytest.raises(ConfigError, match="no token of 16"):
+        auth.token(Args(), "0.0.0.0")
+    monkeypatch.setenv(TOKEN_ENV, "a token that is long enough")
+    assert auth.token(Args(), "0.0.0.0") == "a token that is long enough"
+    assert auth.token(Args(), "127.0.0.1") is None
+    with pytest.raises(ConfigError, match="VERIPO_OTHER is not set"):
+        auth.token(Args(token_env="VERIPO_OTHER"), "127.0.0.1")
+
+
+def test_a_run_does_not_start_where_others_can_ask_without_a_token(monkeypatch, ray_session):
+    monkeypatch.delenv(TOKEN_ENV, raising=False)
+    monkeypatch.setattr(serving, "_running_address", lambda: None)
+    with pytest.raises(ConfigError, match=TOKEN_ENV):
+        verifier.start(config.Verifier(host="0.0.0.0"))
+
+
+def test_replicas_follow_the_load_within_the_settings():
+    scaled = verifier._scale(Args(replicas=2, max_replicas=6, target_ongoing=4))
+    scaling = scaled["autoscaling_config"]
+    assert (scaling.min_replicas, scaling.max_replicas) == (2, 6)
+    assert scaling.target_ongoing_requests == 4
+    assert verifier._scale(Args(replicas=3)) == {"num_replicas": 3}
+
+
+def test_a_second_start_joins_the_serve_that_is_running(url, tiny_checkpoint):
+    """With the same settings, so that no replica is replaced."""
+    cfg = config.Verifier(
+        port=free_port(), max_body_mb=0.25, checks=config.Checks(min_think_tokens=4)
+    )
+    assert verifier.start(cfg, str(tiny_checkpoint), heldout="tinyworld") == url
 
 
 def test_a_port_in_use_is_named_with_the_fix(ray_session):
