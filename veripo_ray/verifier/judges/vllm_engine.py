@@ -8,16 +8,13 @@ step a prompt tells what it would have said.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from itertools import product
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from veripo_ray import config
-from veripo_ray.errors import CheckpointError
 from veripo_ray.sampler.engine import CPU_BLOCK, set_environment
 from veripo_ray.verifier.judges.ask import Answered
+from veripo_ray.verifier.judges.vllm_prompts import Prompts
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
@@ -34,7 +31,7 @@ class YesNoEngine:
     def __init__(self, cfg: config.VllmJudge) -> None:
         self._cfg, device = cfg, "cuda" if cfg.gpus else "cpu"
         set_environment(cfg, device)
-        self._tokenizer = Prompts(cfg.model or "")
+        self._prompts = Prompts(cfg.model or "")
         from vllm import EngineArgs, SamplingParams
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -56,7 +53,7 @@ class YesNoEngine:
                 disable_log_stats=True,
             )
         )
-        words = [*self._tokenizer.yes_ids, *self._tokenizer.no_ids]
+        words = [*self._prompts.yes_ids, *self._prompts.no_ids]
         self._settings = SamplingParams(
             temperature=0.0,
             max_tokens=1,
@@ -80,7 +77,7 @@ class YesNoEngine:
         from vllm.exceptions import VLLMError
 
         try:
-            ids = self._tokenizer.encode(prompt)
+            ids = self._prompts.encode(prompt)
             if len(ids) >= self._cfg.max_model_len:  # one token is the answer
                 return (
                     f"the case takes {len(ids)} tokens, with the answer over judges.vllm."
@@ -96,8 +93,8 @@ class YesNoEngine:
         if not logprobs:
             return f"the model gave no answer: {output.outputs[0].finish_reason}"
         mass = {token: math.exp(found.logprob) for token, found in logprobs[0].items()}
-        yes = sum(mass.get(token, 0.0) for token in self._tokenizer.yes_ids)
-        no = sum(mass.get(token, 0.0) for token in self._tokenizer.no_ids)
+        yes = sum(mass.get(token, 0.0) for token in self._prompts.yes_ids)
+        no = sum(mass.get(token, 0.0) for token in self._prompts.no_ids)
         if not 0 < yes + no < math.inf:
             return "the model's probabilities of yes and no are no numbers"
         return Answered.likely(yes / (yes + no))
@@ -108,50 +105,3 @@ class YesNoEngine:
 
         self._vllm.engine_core.shutdown()
         cleanup_dist_env_and_memory()
-
-
-class Prompts:
-    """A checkpoint's tokenizer: a user's turn as token ids, in its chat template if it has one.
-
-    yes_ids, no_ids: every spelling of the words that is a single token.
-    """
-
-    def __init__(self, checkpoint: str) -> None:
-        from transformers import AutoTokenizer
-
-        if not (Path(checkpoint) / "tokenizer_config.json").is_file():
-            raise CheckpointError(
-                f"judges.vllm.model = {checkpoint!r} is no folder with a model and its tokenizer",
-                fix="give a folder in Hugging Face layout, there on every node",
-            )
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
-        self.yes_ids, self.no_ids = self._spellings("yes"), self._spellings("no")
-        if not (self.yes_ids and self.no_ids):
-            raise CheckpointError(
-                f"the tokenizer of judges.vllm.model = {checkpoint!r} has no token for yes and no",
-                fix="use a language model whose vocabulary has both words",
-            )
-        specials = sorted(self._tokenizer.all_special_tokens, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, specials)) or "(?!)")
-
-    def encode(self, prompt: str) -> list[int]:
-        """Token ids [P]. What the prompt spells of the model's special tokens is taken apart."""
-        plain = self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", prompt)
-        if self._tokenizer.chat_template is None:
-            return self._tokenizer(plain).input_ids
-        text = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": plain}],
-            add_generation_prompt=True,
-            tokenize=False,
-            enable_thinking=False,  # known to templates of models that would think first
-        )
-        return self._tokenizer(text, add_special_tokens=False).input_ids
-
-    def _spellings(self, word: str) -> list[int]:
-        spelled = product(("", " "), (word, word.capitalize(), word.upper()))
-        encoded = (
-            self._tokenizer(space + form, add_special_tokens=False).input_ids
-            for space, form in spelled
-        )
-        known = {ids[0] for ids in encoded if len(ids) == 1}
-        return sorted(known - {self._tokenizer.unk_token_id})
