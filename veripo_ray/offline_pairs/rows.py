@@ -14,16 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from veripo_ray.errors import DataError
+from veripo_ray.foreign import graded, id_of
 from veripo_ray.messages import text_of
 from veripo_ray.questions import parts
 from veripo_ray.questions.left_out import LeftOut
 from veripo_ray.questions.rows import Row
 from veripo_ray.records import Kind, Question
 from veripo_ray.runlog import BadItem
-from veripo_ray.scoring.rewards import check_gold
 
-_IDS = ("question_id", "id", "prompt_id")
-_GOLDS = ("gold", "ground_truth", "answer", "solution", "label")
 _MANY = ("responses", "completions", "rollouts")
 _ONE = ("response", "completion", "output")
 
@@ -73,23 +71,9 @@ def _asked(row: Mapping[str, Any], default: Kind | None) -> Asked:
     text = text_of(row.get("question") or prompt)
     if not text.strip():
         raise ValueError("its question is empty")
-    options = parts.options(row.get("options"))
-    kind = _kind(row, default)
-    gold = parts.gold(kind, parts.answer_text(parts.first_of(row, *_GOLDS)), options)
-    named = next((str(row[name]) for name in _IDS if row.get(name) is not None), None)
-    id = named or _digest(prompt, gold)
-    check_gold(kind, gold, name=id, options=len(options))
-    question = Question(id=id, text=text, kind=kind, gold=gold, options=options)
-    return Asked(question, prompt)
-
-
-def _kind(row: Mapping[str, Any], default: Kind | None) -> Kind:
-    named = row.get("kind") or default
-    if named is None:
-        raise ValueError("it names no kind; write one, or set kind=choice, numeric or math")
-    if named not in list(Kind):
-        raise ValueError(f"its kind is {named!r:.40}, not one of {', '.join(Kind)}")
-    return Kind(named)
+    kind, gold, options = graded(row, default)
+    id = id_of(row) or _digest(prompt, gold)
+    return Asked(Question(id=id, text=text, kind=kind, gold=gold, options=options), prompt)
 
 
 def _responses(row: Mapping[str, Any]) -> list[Sampled]:
