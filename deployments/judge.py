@@ -23,6 +23,7 @@ from veripo_ray.verifier.judges import Answered, Ask
 from veripo_ray.verifier.judges.vllm_engine import YesNoEngine
 
 Answers = list[Answered | str]
+_MAX_ONGOING = 64  # calls that gather in a replica while it computes a batch
 _MAX_QUEUED = 256  # calls of one caller that wait for a replica; more are refused
 
 
@@ -31,8 +32,7 @@ def bind(cfg: config.VllmJudge) -> Application:
     return _deployment.options(
         num_replicas=cfg.replicas,
         ray_actor_options={"num_cpus": 1, "num_gpus": cfg.gpus},
-        # A call holds up to a batch of cases: one batch is computed while others gather.
-        max_ongoing_requests=max(cfg.max_batch, 4),
+        max_ongoing_requests=max(cfg.max_batch, _MAX_ONGOING),
         max_queued_requests=_MAX_QUEUED,
         graceful_shutdown_timeout_s=5,
     ).bind(cfg.model_dump())
@@ -90,6 +90,7 @@ class _Replica:
 
     @serve.batch(batch_size_fn=lambda calls: sum(map(len, calls)))
     async def _together(self, calls: list[list[str]]) -> list[Answers]:
+        self.check_health()
         prompts = [prompt for call in calls for prompt in call]
         loop = asyncio.get_running_loop()
         try:

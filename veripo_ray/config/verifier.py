@@ -59,7 +59,7 @@ class VllmJudge(YesNo):
     max_batch: Count = Field(64, description="cases in one step of the engine")
     batch_wait_s: Annotated[float, Field(ge=0)] = 0.005
     max_model_len: Count = Field(8192, description="longer cases get an error, and no verdict")
-    kv_cache_gb: Positive = 1.0
+    kv_cache_gb: Positive = Field(1.0, description="on a CPU; whole gigabytes")
     gpu_memory_utilization: Fraction = 0.85
     timeout_s: Positive = Field(30.0, description="of a case, waiting included")
 
@@ -73,9 +73,11 @@ class OpenAiJudge(YesNo):
     logprobs: bool = Field(
         True, description="read probabilities of yes and no; False: the one word that is said"
     )
-    parallel: Count = Field(16, description="requests at once")
+    parallel: Count = Field(16, description="cases under way at once")
     attempts: Count = Field(4, description="of a case, on 408, 429, 5xx and broken connections")
-    timeout_s: Positive = Field(30.0, description="of a case, all its attempts included")
+    timeout_s: Positive = Field(
+        30.0, description="of a case, all its attempts included, once it is under way"
+    )
     breaker_failures: Count = Field(
         8, description="failed cases in a row that open the circuit: then cases fail at once"
     )
@@ -88,8 +90,8 @@ class Committee(Settings):
     members: tuple[Literal["rules", "tinyworld", "vllm", "openai"], ...] = ()
     rule: Literal["unanimous", "majority", "any_no"] = Field(
         "unanimous",
-        description="unanimous: disagreement is no decision; majority: of those that decide, a tie "
-        "is no decision; any_no: one that finds a contradiction suffices",
+        description="unanimous: all say the same, or there is no decision; majority: of those that "
+        "decide, a tie is no decision; any_no: one that finds a contradiction suffices",
     )
 
 

@@ -98,10 +98,3 @@ class YesNoEngine:
         if not 0 < yes + no < math.inf:
             return "the model's probabilities of yes and no are no numbers"
         return Answered.likely(yes / (yes + no))
-
-    def close(self) -> None:
-        """End the engine and leave the process group that it made."""
-        from vllm.distributed import cleanup_dist_env_and_memory
-
-        self._vllm.engine_core.shutdown()
-        cleanup_dist_env_and_memory()
