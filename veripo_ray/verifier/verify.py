@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, get_args
@@ -11,7 +10,6 @@ from typing import Any, TypeVar, get_args
 from pydantic import Field
 
 from veripo_ray import config
-from veripo_ray.errors import VeripoError
 from veripo_ray.records import Check, CheckName, Kind, Question, Record, Verdict
 from veripo_ray.scoring import answers
 from veripo_ray.scoring.answers import Parts
@@ -27,8 +25,8 @@ from veripo_ray.verifier.checks import (
     spans,
 )
 from veripo_ray.verifier.judges import Case, Judge, Judgement
+from veripo_ray.verifier.judges.case import judged
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -121,7 +119,8 @@ def _own_checks(
 async def _consistency(items: Sequence[Item], parts: Sequence[Parts], judge: Judge) -> list[Check]:
     """Well-formed responses go to the judge in one batch; in others there is nothing to compare."""
     readable = [index for index, part in enumerate(parts) if part.well_formed]
-    judgements = await _judged([_case(items[index], parts[index]) for index in readable], judge)
+    cases = [_case(items[index], parts[index]) for index in readable]
+    judgements = await judged(judge, cases) if cases else []
     decided = dict(zip(readable, judgements, strict=True))
     return [_as_check(decided.get(index), part) for index, part in enumerate(parts)]
 
@@ -134,24 +133,6 @@ def _case(item: Item, parts: Parts) -> Case:
         thinking=parts.thinking_text,
         answer=parts.answer_text or "",
     )
-
-
-async def _judged(cases: list[Case], judge: Judge) -> list[Judgement]:
-    """The judge's word, or its failure on every case: an error, never an inconsistency."""
-    if not cases:
-        return []
-    try:
-        judgements = await judge.judge(cases)
-    except VeripoError as error:
-        problem = error.problem
-    except Exception as error:  # a judge is foreign code: its fault is reported
-        log.exception("the judge failed")
-        problem = f"{type(error).__name__}: {error}"
-    else:
-        if len(judgements) == len(cases):
-            return judgements
-        problem = f"the judge gave {len(judgements)} judgements for {len(cases)} cases"
-    return [Judgement.failed(problem) for _ in cases]
 
 
 def _as_check(judgement: Judgement | None, parts: Parts) -> Check:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from veripo_ray.errors import VeripoError
 from veripo_ray.records import Kind
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +52,19 @@ class Judge(Protocol):
         """One judgement a case, in order. A case it fails on gets an error, and spoils no other.
         Cancelled, it stops working."""
         ...
+
+
+async def judged(judge: Judge, cases: Sequence[Case]) -> list[Judgement]:
+    """The judge's word, or its failure on every case: an error, never an inconsistency."""
+    try:
+        judgements = await judge.judge(cases)
+    except VeripoError as error:
+        problem = error.problem
+    except Exception as error:  # a judge is foreign code: its fault is reported
+        log.exception("the judge failed")
+        problem = f"{type(error).__name__}: {error}"
+    else:
+        if len(judgements) == len(cases):
+            return judgements
+        problem = f"the judge gave {len(judgements)} judgements for {len(cases)} cases"
+    return [Judgement.failed(problem) for _ in cases]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Literal
 
-from veripo_ray.errors import VeripoError
-from veripo_ray.verifier.judges.case import Case, Judge, Judgement
+from veripo_ray.verifier.judges.case import Case, Judge, Judgement, judged
 
-log = logging.getLogger(__name__)
 Rule = Literal["unanimous", "majority", "any_no"]
 Vote = bool | None  # consistent, inconsistent, or no decision
 _VOTES: tuple[Vote, ...] = (True, False, None)
@@ -51,7 +48,7 @@ class Committee:
 
     async def judge(self, cases: Sequence[Case]) -> list[Judgement]:
         async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(_judged(member, cases)) for member in self.members]
+            asked = [group.create_task(judged(member, cases)) for member in self.members]
         by_member = (task.result() for task in asked)
         return [self._combined(said) for said in zip(*by_member, strict=True)]
 
@@ -75,22 +72,6 @@ class Committee:
     def _reason(self, said: Sequence[Judgement], outcome: Vote) -> str:
         each = (f"{m.name}: {_said(j)}" for m, j in self._with(said))
         return f"{_word(outcome)} by the rule {self._rule}; " + "; ".join(each)
-
-
-async def _judged(member: Judge, cases: Sequence[Case]) -> list[Judgement]:
-    """The member's word, or its failure on every case."""
-    try:
-        judgements = await member.judge(cases)
-    except VeripoError as error:
-        problem = error.problem
-    except Exception as error:  # a judge is foreign code: its fault is reported
-        log.exception("the judge %s failed", member.name)
-        problem = f"{type(error).__name__}: {error}"
-    else:
-        if len(judgements) == len(cases):
-            return judgements
-        problem = f"it gave {len(judgements)} judgements for {len(cases)} cases"
-    return [Judgement.failed(problem) for _ in cases]
 
 
 def _said(judgement: Judgement) -> str:
