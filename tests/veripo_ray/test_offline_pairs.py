@@ -7,14 +7,17 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
 from veripo_ray import cli
 from veripo_ray.errors import ConfigError, DataError
-from veripo_ray.offline_pairs import OfflinePairs, build_file
+from veripo_ray.offline_pairs import OfflinePairs, build_file, rows
 from veripo_ray.offline_pairs.command import run
 from veripo_ray.pairs import ENOUGH
+from veripo_ray.questions.left_out import LeftOut
 
 CHAIN = "f1 red 1 f2 blue 1 f3 red 2"
 GOOD = f"<think> {CHAIN} so 2 </think> <answer> 2 </answer>"
@@ -101,6 +104,29 @@ def test_bad_lines_are_named_and_spoil_no_other(tmp_path):
         assert reason in item.reason
 
 
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+FIELDS = ("question", "prompt", "gold", "kind", "options", "response", "responses", "id")
+odd = st.dictionaries(st.sampled_from(FIELDS), anything)
+
+
+@given(st.lists(odd.map(lambda row: ROW | {"response": GOOD} | row), max_size=3))
+def test_any_row_is_read_or_named(odd_rows):
+    bad = LeftOut()
+    read = rows.read([(f"f:{n}", row) for n, row in enumerate(odd_rows)], None, bad)
+    assert sum(len(asked.responses) > 0 for asked in read) == len(read)
+    assert bad.count + sum(len(asked.responses) for asked in read) >= len(odd_rows)
+
+
+def test_half_a_surrogate_pair_is_a_bad_line(tmp_path):
+    account, pairs = built(tmp_path, ALL, json.dumps(ROW | {"response": GOOD + "\ud800"}))
+    assert pairs
+    assert "surrogates not allowed" in account.bad.first[0].reason
+
+
 def test_kind_can_be_said_once_for_all(tmp_path):
     row = {key: value for key, value in ALL.items() if key != "kind"}
     assert built(tmp_path, row, kind="numeric")[1] == built(tmp_path, ALL)[1]
@@ -116,10 +142,10 @@ def test_a_question_that_could_not_be_judged_is_masked_and_named(tmp_path):
 
 
 def test_the_same_seed_gives_the_same_pairs_within_shares_and_quotas(tmp_path):
-    rows = [ALL | {"question_id": f"q{number}"} for number in range(20)]
+    lines = [ALL | {"question_id": f"q{number}"} for number in range(20)]
     wanted = {"families": {"accuracy": 1, "consistency": 1}, "quotas": {"accuracy": 3}}
-    account, pairs = built(tmp_path, *rows, pairs=wanted | {"per_question": 1}, seed=5)
-    again = built(tmp_path, *rows, pairs=wanted | {"per_question": 1}, seed=5)[1]
+    account, pairs = built(tmp_path, *lines, pairs=wanted | {"per_question": 1}, seed=5)
+    again = built(tmp_path, *lines, pairs=wanted | {"per_question": 1}, seed=5)[1]
     assert pairs == again
     assert account.families == {"accuracy": 3, "consistency": 17}
     assert account.left_out[ENOUGH] > 0

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from veripo_ray.errors import ConfigError, DataError
+from veripo_ray.errors import ConfigError, DataError, ScoringError
 from veripo_ray.foreign import graded, id_of
 from veripo_ray.messages import text_of
 from veripo_ray.records import CheckName, Kind, Verdict
@@ -85,7 +85,7 @@ class Rewards:
                 options=options,
                 response=text_of(said),
             )
-        except DataError as error:
+        except (DataError, ScoringError) as error:
             return error.problem
         except ValueError as error:
             return f"the row cannot be used: {error}"

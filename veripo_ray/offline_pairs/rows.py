@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from veripo_ray.errors import DataError
+from veripo_ray.errors import DataError, ScoringError
 from veripo_ray.foreign import graded, id_of
 from veripo_ray.messages import text_of
 from veripo_ray.questions import parts
@@ -49,10 +49,10 @@ def read(rows: Iterable[Row], kind: Kind | None, bad: LeftOut) -> list[Asked]:
     for place, row in rows:
         try:
             _take(row, kind, asked)
-        except DataError as error:
+        except (DataError, ScoringError) as error:
             bad.add(BadItem(name=place, reason=error.problem))
         except ValueError as error:
-            bad.add(BadItem(name=place, reason=str(error)))
+            bad.add(BadItem(name=place, reason=" ".join(str(error).split())))
     return list(asked.values())
 
 

@@ -64,6 +64,21 @@ def test_what_breaks_the_format_is_named(text, problem):
     assert problem in answers.split(text).problem
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>a<think>b</think>c</think><answer>d</answer>",  # nested
+        "<think>a</think><answer>b<answer>c</answer></answer>",
+        "\uff1cthink\uff1ea</think><answer>b</answer>",  # full-width brackets
+        "<th\u0456nk>a</think><answer>b</answer>",  # a Cyrillic letter
+        "<think\u200b>a</think><answer>b</answer>",  # a space of no width
+        "<THINK>a</THINK><ANSWER>b</ANSWER>",
+    ],
+)
+def test_nested_tags_and_what_only_looks_like_a_tag_break_the_format(text):
+    assert not answers.split(text).well_formed
+
+
 def test_an_unclosed_thinking_reaches_to_the_end_and_has_no_answer():
     parts = answers.split("<think> f1 red")
     assert parts.thinking_text == " f1 red"
