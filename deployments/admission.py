@@ -40,6 +40,10 @@ class Admission:
         self._requests = self._items = 0
         self._typical_s = 0.0  # how long requests take of late
 
+    @property
+    def at_work(self) -> dict[str, int]:
+        return {"requests": self._requests, "items": self._items}
+
     async def __call__(self, request: Request) -> AsyncIterator[None]:
         """A dependency of routes: in until the last byte of the reply, then out."""
         if self._requests >= self._max_requests:

@@ -43,6 +43,7 @@ class Endpoint:
         self._metrics = Metrics()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="verify")
         self._judging = Judging(args, build, self._metrics)
+        self._admission = Admission(args, self._metrics)
         self._routes = Routes(args, Reader(self._threads, args.max_body_mb), self._judging)
 
     def api(self) -> FastAPI:
@@ -55,7 +56,7 @@ class Endpoint:
         api.get("/healthz")(self.healthz)
         guarded = APIRouter(dependencies=[Depends(Bearer(self._token))])
         guarded.get("/v1/info", response_model=Info)(self.info)
-        admitted = APIRouter(dependencies=[Depends(Admission(self._args, self._metrics))])
+        admitted = APIRouter(dependencies=[Depends(self._admission)])
         self._routes.add_to(admitted)
         guarded.include_router(admitted)
         api.include_router(guarded)
@@ -86,6 +87,7 @@ class Endpoint:
             },
             breakers={name: str(b.state) for name, b in self._judging.breakers.items()},
             limits={name: args[name] for name in _LIMITS},
+            at_work=self._admission.at_work,
             **{name: args[name] for name in ("judge", "heldout", "checks", "judges")},
             **{name: args[name] for name in ("pairs", "rewards")},
         )

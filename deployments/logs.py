@@ -53,7 +53,8 @@ class Observed:
             "items": ticket.items if ticket else 0,
             "item_errors": ticket.errors if ticket else 0,
         }
-        log.info("request", extra=fields)
+        told = "%(path)s %(status)d, %(items)d items in %(seconds).3f s"
+        log.info(told, fields, extra=fields)
 
 
 class _Request:

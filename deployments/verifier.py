@@ -57,6 +57,7 @@ def build(args: dict[str, Any]) -> Application:
         max_ongoing_requests=checked.max_requests + _SPARE,
         max_queued_requests=checked.max_queued,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        health_check_period_s=2,  # a replica that died is noticed, and replaced, as soon
         # What is at work may finish; no request takes longer than this.
         graceful_shutdown_timeout_s=checked.timeout_s + 5,
         graceful_shutdown_wait_loop_s=0.5,

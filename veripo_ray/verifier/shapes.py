@@ -182,3 +182,4 @@ class Info(Record):
     pairs: dict[str, Any]
     rewards: dict[str, Any]
     limits: dict[str, float | int | None]
+    at_work: dict[str, int] = Field(description="requests and items of the replica that answers")
