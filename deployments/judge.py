@@ -31,7 +31,7 @@ def bind(cfg: config.VllmJudge) -> Application:
     """The deployment of this model, to be passed to the `bind` of whoever asks it."""
     return _deployment.options(
         num_replicas=cfg.replicas,
-        ray_actor_options={"num_cpus": 1, "num_gpus": cfg.gpus},
+        ray_actor_options={"num_cpus": cfg.cpus, "num_gpus": cfg.gpus},
         max_ongoing_requests=max(cfg.max_batch, _MAX_ONGOING),
         max_queued_requests=_MAX_QUEUED,
         graceful_shutdown_timeout_s=5,
@@ -90,6 +90,9 @@ class _Replica:
 
     @serve.batch(batch_size_fn=lambda calls: sum(map(len, calls)))
     async def _together(self, calls: list[list[str]]) -> list[Answers]:
+        return await self._answered(calls)
+
+    async def _answered(self, calls: list[list[str]]) -> list[Answers]:
         self.check_health()
         prompts = [prompt for call in calls for prompt in call]
         loop = asyncio.get_running_loop()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -69,7 +71,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cfg(checkpoint: Path) -> config.VllmJudge:
     return config.VllmJudge(
-        model=str(checkpoint), dtype="float32", max_batch=4, max_model_len=4096, timeout_s=60
+        model=str(checkpoint), dtype="float32", max_batch=16, max_model_len=4096, timeout_s=60
     )
 
 
@@ -208,3 +210,23 @@ def test_a_replica_that_dies_is_an_error_of_the_cases_it_was_asked(handle, cfg):
     errors = [answer for answer in answers if isinstance(answer, str)]
     assert errors
     assert all(f"the judge's model {cfg.model}: " in error for error in errors)
+
+
+def test_a_replica_whose_engine_failed_asks_to_be_replaced_and_uses_it_no_more():
+    used = []
+
+    def score(prompts: list[str]) -> list[Answered | str]:
+        used.append(prompts)
+        raise MemoryError("no room for keys and values")
+
+    replica = object.__new__(judge._Replica)  # without the engine that a judge would load
+    replica._engine, replica._thread = SimpleNamespace(score=score), ThreadPoolExecutor(1)
+    replica._broken = ""
+    replica.check_health()
+    with pytest.raises(MemoryError):
+        asyncio.run(replica._answered([["a"], ["b"]]))
+    with pytest.raises(RuntimeError, match="MemoryError: no room for keys and values"):
+        replica.check_health()
+    with pytest.raises(RuntimeError, match="engine failed"):
+        asyncio.run(replica._answered([["c"]]))
+    assert used == [["a", "b"]]

@@ -55,6 +55,7 @@ class VllmJudge(YesNo):
     model: str | None = Field(None, description="a folder in Hugging Face layout")
     replicas: Count = 1
     gpus: Annotated[float, Field(ge=0)] = Field(0, description="a replica's; 0: on the CPU")
+    cpus: Count = Field(1, description="a replica's; on the CPU also its threads")
     dtype: DType = "bfloat16"
     max_batch: Count = Field(64, description="cases in one step of the engine")
     batch_wait_s: Annotated[float, Field(ge=0)] = 0.005
