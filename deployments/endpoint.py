@@ -29,7 +29,14 @@ from deployments.settings import Args
 from veripo_ray.verifier.shapes import Info
 
 _THREADS = 2  # more would only take the interpreter from the event loop
-_LIMITS = ("timeout_s", "max_body_mb", "max_items", "max_requests", "max_pending_items")
+_LIMITS = (
+    "timeout_s",
+    "max_body_mb",
+    "max_items",
+    "max_requests",
+    "max_pending_items",
+    "max_wait_s",
+)
 
 
 class Endpoint:

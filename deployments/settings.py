@@ -51,6 +51,11 @@ class Args(config.Settings):
     max_pending_items: config.Count = Field(
         8192, description="responses at once in a replica; more: 429"
     )
+    max_wait_s: config.Positive | None = Field(
+        None,
+        description="when the responses at work will take longer: 429; None: half of timeout_s. "
+        "Make it small for short waits, but not with a judge that gains from many cases at once",
+    )
     max_queued: config.Count = Field(
         64, description="requests that wait for a replica in Serve's proxy; more: 429"
     )

@@ -13,6 +13,7 @@ import pytest
 from fastapi import Request
 
 from deployments import settings as endpoint_settings
+from deployments.admission import Pace
 from deployments.auth import is_loopback
 from deployments.reading import read_body
 from deployments.refusal import Refusal
@@ -235,6 +236,48 @@ def test_what_is_beyond_a_replicas_items_is_refused_but_the_largest_request_is_n
         return [(await first).status_code, second.status_code, third.status_code]
 
     assert asyncio.run(ask()) == [200, 429, 200]
+
+
+def test_who_would_wait_too_long_is_refused_at_once_and_admitted_when_the_work_is_done(local):
+    judge = Waiting()
+
+    async def ask() -> list[httpx.Response]:
+        here = local(Args(max_wait_s=1.0), judge=judge)
+        slow = asyncio.create_task(here.apost("/v1/verify", {"items": [ROW] * 10}))
+        await judge.until(10)
+        await asyncio.sleep(0.3)  # 30 ms an item
+        judge.go.set()
+        await slow
+        judge.go.clear()
+        many = asyncio.create_task(here.apost("/v1/verify", {"items": [ROW] * 100}))
+        await judge.until(74)
+        refused = await here.apost("/v1/verify", b"not even read")
+        judge.go.set()
+        return [refused, await many, await here.apost("/v1/verify", {"items": [ROW]})]
+
+    refused, many, after = asyncio.run(ask())
+    assert [reply.status_code for reply in (refused, many, after)] == [429, 200, 200]
+    assert "what is at work takes" in refused.json()["error"]
+    assert int(refused.headers["retry-after"]) >= 3
+
+
+def test_the_pace_is_that_of_the_time_at_work_and_forgets():
+    now = 0.0
+    pace = Pace(lambda: now)
+    assert pace.seconds_per_item == 0
+    for _ in range(3):  # idle in between
+        now += 1000
+        pace.begins()
+        now += 2
+        pace.finished(10)
+        now += 1
+        pace.finished(5)
+    assert pace.seconds_per_item == pytest.approx(0.2)
+    for _ in range(10):
+        pace.begins()
+        now += 10
+        pace.finished(10)
+    assert pace.seconds_per_item == pytest.approx(1.0, rel=0.01)
 
 
 def test_a_client_that_goes_is_forgotten_and_its_work_stops(local):
