@@ -28,7 +28,7 @@ async def rewards(scorer: Scorer, request: RewardRequest) -> RewardReply:
     return RewardReply(
         rewards=tuple(one.score for one in scored if one.score is not None),
         scores=_values(verdicts, "accuracy"),
-        extra_logs=_logs(verdicts),
+        extra_logs=_logs(verdicts) | (_judged(verdicts) if scorer.asks_judge else {}),
     )
 
 
@@ -80,6 +80,12 @@ def _logs(verdicts: Sequence[Verdict]) -> dict[str, tuple[float, ...]]:
         "format": tuple(float(v["format"].passed is True) for v in verdicts),
         "think_tokens": _values(verdicts, "length"),
         "repetition": _values(verdicts, "repetition"),
+    }
+
+
+def _judged(verdicts: Sequence[Verdict]) -> dict[str, tuple[float, ...]]:
+    """judged: the judge could decide, either way."""
+    return {
         "inconsistent": tuple(float(v.consistent is False) for v in verdicts),
         "judged": tuple(float(v.consistent is not None) for v in verdicts),
     }

@@ -81,7 +81,7 @@ class Routes:
         return await self._in_time(self._reward(request))
 
     async def _verify(self, request: Request, judge: Judge) -> Response:
-        lines = Lines(self._judging, self._args.timeout_s)  # whose time runs from here
+        lines = Lines(self._judging, ticket_of(request), self._args.timeout_s)
         items = await self._reader.read(request, self._read_items)
         ticket_of(request).take(len(items))
         if wants_stream(request):

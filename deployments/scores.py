@@ -46,9 +46,12 @@ class Unasked:
 
 
 class Scorer:
+    """Scores by `cfg`. asks_judge: whether they depend on the judge."""
+
     def __init__(self, judging: Judging, cfg: Rewards) -> None:
         self._judging, self._cfg = judging, cfg
-        self._judge: Judge = judging.curating if cfg.inconsistency_penalty else Unasked()
+        self.asks_judge = cfg.inconsistency_penalty > 0
+        self._judge: Judge = judging.curating if self.asks_judge else Unasked()
 
     def item(self, label: AnyLabel, response: str) -> Item | str:
         """The response with what it is scored against, or what keeps it from being scored."""
@@ -75,7 +78,7 @@ class Scorer:
 
     def _scored(self, verdict: Verdict) -> Scored:
         needed: list[CheckName] = ["format", "accuracy"]
-        if self._cfg.inconsistency_penalty:
+        if self.asks_judge:
             needed.append("consistency")
         for name in needed:
             if error := verdict[name].error:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
+from deployments.admission import Ticket
 from deployments.judging import Judging
 from veripo_ray.records import Verdict
 from veripo_ray.verifier.judges import Judge
@@ -14,10 +15,11 @@ from veripo_ray.verifier.verify import Item, undecided
 
 
 class Lines:
-    """The reply of one request, whose time runs from here on: `timeout_s` seconds."""
+    """The reply of one request, whose time runs from here on: `timeout_s` seconds. `ticket` counts
+    the items with errors."""
 
-    def __init__(self, judging: Judging, timeout_s: float) -> None:
-        self._judging, self._timeout_s = judging, timeout_s
+    def __init__(self, judging: Judging, ticket: Ticket, timeout_s: float) -> None:
+        self._judging, self._ticket, self._timeout_s = judging, ticket, timeout_s
         self._deadline = asyncio.get_running_loop().time() + timeout_s
 
     async def of(self, items: Sequence[Item | str], judge: Judge) -> AsyncIterator[bytes]:
@@ -32,11 +34,11 @@ class Lines:
                 except TimeoutError:
                     break
                 waiting.difference_update(range(start, start + len(verdicts)))
-                yield b"".join(_line(index, v) for index, v in enumerate(verdicts, start))
+                yield b"".join(self._line(index, v) for index, v in enumerate(verdicts, start))
         late = undecided(f"no verdict within {self._timeout_s:g} s")
         for index in sorted(waiting):
-            yield _line(index, late)
+            yield self._line(index, late)
 
-
-def _line(index: int, verdict: Verdict) -> bytes:
-    return VerdictLine(index=index, verdict=verdict).model_dump_json().encode() + b"\n"
+    def _line(self, index: int, verdict: Verdict) -> bytes:
+        self._ticket.errors += verdict.error is not None
+        return VerdictLine(index=index, verdict=verdict).model_dump_json().encode() + b"\n"

@@ -87,7 +87,7 @@ def test_many_items_come_back_in_order(local):
     assert [verdict.correct for verdict in verdicts(reply)] == [n % 3 == 1 for n in range(1000)]
 
 
-def test_json_lines_hold_each_item_once(local):
+def test_json_lines_hold_each_item_once(local, logged):
     rows = [ROW | {"gold": "ABC"[n % 3]} for n in range(200)] + [{"kind": "essay"}]
     reply = local().post("/v1/verify", {"items": rows}, accept=NDJSON)
     assert reply.headers["content-type"] == NDJSON
@@ -96,6 +96,7 @@ def test_json_lines_hold_each_item_once(local):
     found = {line["index"]: Verdict.model_validate(line["verdict"]) for line in lines}
     assert [found[n].correct for n in range(200)] == [n % 3 == 1 for n in range(200)]
     assert "kind" in found[200].error
+    assert (logged.records[0].items, logged.records[0].item_errors) == (201, 1)
 
 
 def test_json_lines_come_while_others_are_at_work(local):
@@ -179,26 +180,26 @@ def test_work_that_takes_too_long_is_given_up_and_health_answers_meanwhile(local
     judge = Waiting()
 
     async def ask() -> tuple[httpx.Response, dict[str, str]]:
-        here = local(Args(timeout_s=0.5), judge=judge)
-        slow = asyncio.create_task(here.apost("/v1/verify", {"items": [ROW] * 1000}))
+        here = local(Args(timeout_s=2), judge=judge)
+        slow = asyncio.create_task(here.apost("/v1/verify", {"items": [ROW] * 300}))
         await judge.until(1)
         health = await here.endpoint.healthz()
         return await slow, health
 
     reply, health = asyncio.run(ask())
     assert reply.status_code == 504
-    assert "0.5 s" in reply.json()["error"]
+    assert "2 s" in reply.json()["error"]
     assert health == {"status": "ok", "judge": "rules"}
-    assert judge.cancelled == judge.begun < 1000  # the slices behind them were never begun
+    assert judge.cancelled == judge.begun < 300  # the slices behind them were never begun
 
 
 def test_a_stream_that_takes_too_long_says_so_for_each_item_that_is_missing(local):
     judge = Waiting()
     rows = [ROW] * 100 + [ROW | {"response": "none"}] * 64
-    reply = local(Args(timeout_s=1), judge=judge).post("/v1/verify", {"items": rows}, accept=NDJSON)
+    reply = local(Args(timeout_s=2), judge=judge).post("/v1/verify", {"items": rows}, accept=NDJSON)
     lines = {line["index"]: line["verdict"] for line in map(json.loads, reply.text.splitlines())}
     late = {
-        i for i, v in lines.items() if "no verdict within 1 s" in (v["checks"][0]["error"] or "")
+        i for i, v in lines.items() if "no verdict within 2 s" in (v["checks"][0]["error"] or "")
     }
     assert sorted(lines) == list(range(164))
     assert set(range(64)) <= late

@@ -146,6 +146,11 @@ def test_openrlhf_gets_a_reward_a_score_and_logs_of_each_query(local):
     }
 
 
+def test_what_no_judge_was_asked_is_not_logged(local):
+    reply = rewards_of(local(judge=Failing()).post("/get_reward", asked(RIGHT)))
+    assert reply.extra_logs.keys() == {"format", "think_tokens", "repetition"}
+
+
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
