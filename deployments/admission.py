@@ -85,10 +85,12 @@ class Admission:
         self._requests += 1
         ticket = request.state.ticket = Ticket(self)
         self._metrics.in_flight(self._requests, self._items)
+        finished = 0  # items of work that was given up tell nothing of the pace
         try:
             yield
+            finished = ticket.items
         finally:
-            self._leave(ticket)
+            self._leave(ticket, finished)
 
     def take(self, items: int) -> None:
         if self._items and self._items + items > self._max_items:
@@ -96,10 +98,10 @@ class Admission:
         self._items += items
         self._metrics.in_flight(self._requests, self._items)
 
-    def _leave(self, ticket: Ticket) -> None:
+    def _leave(self, ticket: Ticket, finished: int) -> None:
         self._requests -= 1
         self._items -= ticket.items
-        self._pace.finished(ticket.items)
+        self._pace.finished(finished)
         self._metrics.in_flight(self._requests, self._items)
 
     @property

@@ -298,6 +298,14 @@ def test_a_client_that_goes_is_forgotten_and_its_work_stops(local):
     assert 0 < judge.cancelled < 300
 
 
+def test_work_that_was_given_up_tells_nothing_of_the_pace(local):
+    here = local(Args(timeout_s=1), judge=Waiting())
+    assert here.post("/v1/verify", {"items": [ROW] * 100}).status_code == 504
+    assert here.endpoint._admission._pace.seconds_per_item == 0
+    assert here.post("/v1/verify", {"items": [{}] * 100}).status_code == 200
+    assert here.endpoint._admission._pace.seconds_per_item > 0.01
+
+
 def test_the_held_out_judge_is_another_one(local):
     here = local(Args(heldout="tinyworld"))
     prose = ROW | {
