@@ -23,8 +23,10 @@ from veripo_ray.verifier.judges import Answered, Ask
 from veripo_ray.verifier.judges.vllm_engine import YesNoEngine
 
 Answers = list[Answered | str]
-_MAX_ONGOING = 64  # calls that gather in a replica while it computes a batch
-_MAX_QUEUED = 256  # calls of one caller that wait for a replica; more are refused
+# Calls that gather in a replica while it computes a batch; calls of one caller that are on their
+# way to a replica or wait for one: more are refused. Once calls have to wait, Serve looks for room
+# at ever longer intervals and a sixth of the throughput is left, so a replica takes many.
+_MAX_ONGOING, _MAX_QUEUED = 256, 256
 
 
 def bind(cfg: config.VllmJudge) -> Application:
