@@ -57,7 +57,9 @@ class Args(config.Settings):
         "Make it small for short waits, but not with a judge that gains from many cases at once",
     )
     max_queued: config.Count = Field(
-        64, description="requests that wait for a replica in Serve's proxy; more: 429"
+        256,
+        description="requests that Serve's proxy is finding a replica for; more: 429. A burst of "
+        "that many meets it even where replicas are free",
     )
 
     token_env: str | None = Field(

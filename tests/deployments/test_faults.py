@@ -96,7 +96,7 @@ def app(ray_session: str, judge: JudgeServer) -> dict[str, Any]:
         "judges.openai.breaker_failures": 12,
         "judges.openai.breaker_pause_s": 0.5,
         "max_requests": 4,
-        "max_queued": 2,
+        "max_queued": 8,
         "timeout_s": 30,
     }
 
