@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +17,8 @@ from veripo_ray.features import open_cache
 from veripo_ray.policy.pixels import Pixels
 from veripo_ray.policy.qwen_vl import read_spec
 from veripo_ray.runstate import Checkpoints, read_state
+from veripo_ray.verifier import judges
+from veripo_ray.verifier.judges import Answered
 
 MIN_FREE_GB = 2.0
 CONFIG = "config.yaml"  # the resolved settings, in the folder of every run that has begun
@@ -61,6 +63,7 @@ def prepare(run: config.Run, *, resume: bool = False, scratch: Path | None = Non
         Pixels.load(checkpoint)
     _check_disk(run.output)
     open_cache(run.features)
+    _check_judges(run)
     _check_port(run.verifier)
     if resume:
         return Prepared(run, checkpoint, unpack(run.output))
@@ -127,6 +130,16 @@ def _check_disk(output: Path) -> None:
         )
 
 
+def _check_judges(run: config.Run) -> None:
+    """A prompt, an address or a key that cannot be used shows here, not in a replica."""
+
+    async def nobody(prompts: Sequence[str]) -> list[Answered | str]:
+        raise NotImplementedError(len(prompts))
+
+    for name in run.judges:
+        judges.build(name, run.verifier.judges, nobody)
+
+
 def _check_port(verifier: config.Verifier) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -145,9 +158,10 @@ def check_resources(run: config.Run, available: Mapping[str, float]) -> None:
     nobody why. `available`: what Ray says the cluster has."""
     encoder = run.features.decoders
     others = 1 + run.rollout.workers + run.learner.ranks  # the reference is one
-    needs = {"CPU": float(encoder + others + run.verifier.replicas)}
+    cpus, gpus = _of_judges(run)
+    needs = {"CPU": float(encoder + others + run.verifier.replicas + cpus), "GPU": gpus}
     if run.device == "cuda":
-        needs["GPU"] = float(
+        needs["GPU"] += float(
             2 + run.rollout.workers * run.rollout.tensor_parallel + run.learner.ranks
         )
     for kind, needed in needs.items():
@@ -158,9 +172,17 @@ def check_resources(run: config.Run, available: Mapping[str, float]) -> None:
                 f"rollout.workers = {run.rollout.workers}, "
                 f"rollout.tensor_parallel = {run.rollout.tensor_parallel}, "
                 f"learner.ranks = {run.learner.ranks}, "
-                f"verifier.replicas = {run.verifier.replicas}",
+                f"verifier.replicas = {run.verifier.replicas}, "
+                f"the judge in vLLM {cpus:g} CPUs and {gpus:g} GPUs",
                 fix="add nodes, or lower these settings",
             )
+
+
+def _of_judges(run: config.Run) -> tuple[float, float]:
+    """CPUs and GPUs of the model that Ray Serve hosts for a judge, if one is wanted."""
+    vllm = run.verifier.judges.vllm
+    wanted = any(judges.wants_vllm(name, run.verifier.judges) for name in run.judges)
+    return (vllm.replicas * vllm.cpus, vllm.replicas * vllm.gpus) if wanted else (0.0, 0.0)
 
 
 def _check_enough(run: config.Run, questions: Questions) -> None:

@@ -22,7 +22,7 @@ rollout: {{max_tokens: 48, max_model_len: 256, dtype: float32, group_size: 4}}
 learner: {{dtype: float32}}
 verifier: {{port: {port}, checks: {{min_think_tokens: 2, repetition_ngram: 6}}}}
 pairs: {{reflective_turn: wait}}
-evaluation: {{temperature: 1.0, max_tokens: 48, repetition_penalty: 1.0}}
+evaluation: {{judge: tinyworld, temperature: 1.0, max_tokens: 48, repetition_penalty: 1.0}}
 max_logprob_gap: 1.0e-4
 checkpoint_every: 1
 grpo: {{questions: 16, rollout_batch: 8, train_batch: 8, lr: 1.0e-3}}

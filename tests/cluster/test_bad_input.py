@@ -135,3 +135,26 @@ def test_a_cluster_that_is_too_small_is_refused_by_name(recipe_file: Path) -> No
     on_gpus = run.model_copy(update={"device": "cuda"})
     with pytest.raises(ResourceError, match="needs 6 GPUs, the cluster has 0"):
         preflight.check_resources(on_gpus, {"CPU": 64.0})
+
+
+def test_the_model_of_a_judge_needs_its_room_too(recipe_file: Path) -> None:
+    judge = ["evaluation.judge=vllm", "verifier.judges.vllm.model=/m"]
+    judge += ["verifier.judges.vllm.cpus=2", "verifier.judges.vllm.gpus=0.5"]
+    run = recipe.load(recipe_file, [*judge, "device=cpu"])
+    preflight.check_resources(run, {"CPU": 8.0, "GPU": 0.5})
+    with pytest.raises(ResourceError, match=r"needs 8 CPUs.*the judge in vLLM 2 CPUs"):
+        preflight.check_resources(run, {"CPU": 7.0, "GPU": 0.5})
+    with pytest.raises(ResourceError, match=r"needs 0.5 GPUs, the cluster has 0"):
+        preflight.check_resources(run, {"CPU": 8.0})
+
+
+def test_a_judge_that_cannot_be_asked(recipe_file: Path, tmp_path: Path) -> None:
+    judge = ["evaluation.judge=openai", "verifier.judges.openai.model=m"]
+    elsewhere = [*judge, "verifier.judges.openai.url=elsewhere", "--output", tmp_path / "run"]
+    assert "judges.openai.url = 'elsewhere'" in _refusal(recipe_file, *elsewhere)
+    prompt = [
+        "verifier.judges.openai.url=http://localhost:1",
+        "verifier.judges.openai.prompt=absent",
+    ]
+    said = _refusal(recipe_file, *judge, *prompt, "--output", tmp_path / "run")
+    assert "the judge's prompt 'absent'" in said

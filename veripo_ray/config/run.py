@@ -256,6 +256,12 @@ class Run(Settings):
         return None if judge == self.verifier.judge else judge
 
     @property
+    def judges(self) -> tuple[JudgeName, ...]:
+        """Every judge of the run, once: the one that curates first."""
+        heldout = self.heldout_judge
+        return (self.verifier.judge, *([heldout] if heldout else []))
+
+    @property
     def cold_start(self) -> tuple[SftPhase, ...]:
         """The sft phases, which come before the loop."""
         return tuple(phase for phase in self.schedule if isinstance(phase, SftPhase))
@@ -336,8 +342,7 @@ def _token_problems(run: Run) -> list[str]:
 
 
 def _judge_problems(run: Run) -> list[str]:
-    wanted = {run.verifier.judge, run.evaluation.judge or run.verifier.judge}
-    found = [p for name in sorted(wanted) for p in judge_problems(name, run.verifier.judges)]
+    found = [p for name in run.judges for p in judge_problems(name, run.verifier.judges)]
     return [f"verifier.{problem}" for problem in dict.fromkeys(found)]
 
 

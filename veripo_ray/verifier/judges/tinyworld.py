@@ -4,8 +4,10 @@ It reads the controlled language that `veripo_ray.tinyworld.chains` writes, by i
 
     chain      := clause* conclusion
     clause     := look | conclusion | conclusion "wait"
-    look       := frame colour [number] | frame side number
+    look       := frame [colour [number] | side number]
     conclusion := "so" [colour] letter | "so" number
+
+A look may break off behind its frame: a chain that repeats itself does.
 """
 
 from __future__ import annotations
@@ -21,9 +23,8 @@ def _any(words: Iterable[str]) -> str:
     return f"(?:{'|'.join(words)})"
 
 
-_LOOK = (
-    rf"{_any(FRAMES)}\s+(?:{_any(COLOURS)}(?:\s+{_any(NUMBERS)})?|{_any(SIDES)}\s+{_any(NUMBERS)})"
-)
+_SEEN = rf"{_any(COLOURS)}(?:\s+{_any(NUMBERS)})?|{_any(SIDES)}\s+{_any(NUMBERS)}"
+_LOOK = rf"{_any(FRAMES)}(?:\s+(?:{_SEEN}))?"
 _SO = rf"so\s+(?:(?:{_any(COLOURS)}\s+)?(?P<letter>{_any(LETTERS)})|(?P<number>{_any(NUMBERS)}))"
 _CLAUSE = re.compile(rf"\s*(?:{_LOOK}|(?P<so>{_SO})(?P<wait>\s+wait)?)(?!\S)")
 _ANSWER = re.compile(_any((*LETTERS, *NUMBERS)))

@@ -56,6 +56,7 @@ def test_it_reads_the_option_drill(seed):
         ("f1 left 0 f2 right 1 so 1", "1", True),
         (" \n f1 red 1\tso 1 \n", "2", False),
         ("so red B", "3", False),
+        ("f1 red f2 f1 red f2 f1 red f2 blue so blue C", "C", True),  # cut in the middle of a look
     ],
 )
 def test_the_last_conclusion_counts(thinking, answer, consistent):
