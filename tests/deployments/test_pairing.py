@@ -61,6 +61,7 @@ def test_a_bad_question_leaves_the_others_their_pairs(local):
         {"question_id": "x"},
         ASKED | {"kind": "essay"},
         ASKED | {"verdicts": []},
+        ASKED | {"verdicts": [{"checks": []}] * 2},
         ASKED | {"responses": [RIGHT] * 65},
         ASKED | {"gold": "many"},
     ]

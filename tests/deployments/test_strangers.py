@@ -20,11 +20,16 @@ from hypothesis import strategies as st
 from deployments import docs
 from deployments.settings import Args, Rewards
 from veripo_ray.verifier.bodies import JSON, MSGPACK, NDJSON
+from veripo_ray.verifier.judges import Rules
 from veripo_ray.verifier.shapes import Refused
+from veripo_ray.verifier.verify import Item, verify
 
+JUDGED = verify([Item.model_validate(row) for row in docs.VERIFY["items"]], Rules())
+(ASKED,) = docs.PAIRS["questions"]
+WITH_VERDICTS = ASKED | {"verdicts": [verdict.model_dump(mode="json") for verdict in JUDGED]}
 EXAMPLES: dict[str, dict[str, Any]] = {
     "/v1/verify": docs.VERIFY,
-    "/v1/pairs": docs.PAIRS,
+    "/v1/pairs": {"questions": [ASKED, WITH_VERDICTS], "seed": 0},
     "/v1/score": docs.SCORE,
     "/get_reward": docs.REWARD,
 }
@@ -59,6 +64,10 @@ def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(place for key, value in inner for place in places(value, (*path, key)))]
 
 
+def take(example: Any, path: tuple[Any, ...]) -> Any:
+    return take(example[path[0]], path[1:]) if path else example
+
+
 def put(example: Any, path: tuple[Any, ...], value: Any) -> Any:
     if not path:
         return value
@@ -72,9 +81,12 @@ def put(example: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 @st.composite
 def almost_right(draw: st.DrawFn, path: str) -> Any:
-    """The example of a route with one value of it replaced, dropped, or one more beside it."""
+    """The example of a route with one value of it replaced, or one of a list left out."""
     example = EXAMPLES[path]
     place = draw(st.sampled_from(places(example)))
+    whole = take(example, place)
+    if isinstance(whole, list) and draw(st.booleans()):
+        return put(example, place, whole[1:])
     return put(example, place, draw(odd))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from veripo_ray.records import Family, Kind, Record, Verdict
+from veripo_ray.records import CHECKS, Family, Kind, Record, Verdict
 from veripo_ray.verifier.verify import Item
 
 
@@ -55,9 +55,15 @@ class Rollouts(Record):
     )
 
     @model_validator(mode="after")
-    def _one_verdict_each(self) -> Rollouts:
-        if self.verdicts is not None and len(self.verdicts) != len(self.responses):
+    def _one_whole_verdict_each(self) -> Rollouts:
+        if self.verdicts is None:
+            return self
+        if len(self.verdicts) != len(self.responses):
             raise ValueError(f"{len(self.verdicts)} verdicts for {len(self.responses)} responses")
+        for index, verdict in enumerate(self.verdicts):
+            names = [check.name for check in verdict.checks]
+            if sorted(names) != sorted(CHECKS):
+                raise ValueError(f"verdict {index} has the checks {names}, not each of {CHECKS}")
         return self
 
 
