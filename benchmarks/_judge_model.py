@@ -11,7 +11,8 @@ from veripo_ray.verifier.labelled import load
 
 
 def write(folder: Path) -> None:
-    """A Qwen2 of 1 M parameters whose vocabulary is that of the labelled cases."""
+    """A Qwen2 of the tiny world's size, its vocabulary that of the labelled cases: so small that
+    what serving adds is seen, and not what the model computes."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -28,10 +29,10 @@ def write(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     shape = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=4,
-        num_attention_heads=4,
+        num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=4096,
         eos_token_id=tokenizer.eos_token_id,

@@ -171,16 +171,19 @@ def _recovery(url: str, per_second: float) -> float:
     raise SystemExit(f"requests are still refused {GIVE_UP_S:g} s after the overload")
 
 
-def _resident_mb() -> int:
-    """Unique memory of this Ray's processes that belong to Serve."""
-    found = 0
+def _resident_mb() -> dict[str, int]:
+    """Unique memory of this Ray's processes: Serve's proxy with the verifier's replicas, and the
+    judge's model, whose cache of keys and values fills up to its `kv_cache_gb`."""
+    found = {"verifier": 0, "judge": 0}
     for process in psutil.Process().children(recursive=True):
         try:
-            if "ServeReplica" in (title := process.cmdline()[0]) or "ProxyActor" in title:
-                found += process.memory_full_info().uss
+            title = process.cmdline()[0]
+            name = "judge" if title.endswith(":Judge") else "verifier"
+            if title.startswith(("ray::ServeReplica", "ray::ProxyActor")):
+                found[name] += process.memory_full_info().uss >> 20
         except (psutil.Error, IndexError):
             continue
-    return found >> 20
+    return found
 
 
 # --- requests

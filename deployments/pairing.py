@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 from pydantic import ValidationError
 
 from deployments.settings import Args
 from veripo_ray.errors import DataError, VeripoError
 from veripo_ray.pairs import build_pairs
-from veripo_ray.records import Group, JudgedGroup, Pair, Question, Rollout, Verdict
+from veripo_ray.records import Group, JudgedGroup, Pair, Question, Verdict
+from veripo_ray.texts import group_of_texts
 from veripo_ray.verifier import bodies, wire
 from veripo_ray.verifier.shapes import PairsRequest, QuestionPairs, Rollouts, Sampled, TextPair
 from veripo_ray.verifier.tokens import Encode
 from veripo_ray.verifier.verify import Item
 
-_STOP = np.int32(-1)  # no tokenizer's id: it only ends a response, and no text is made of it
 _VALUES_PER_RESPONSE = 400  # with its verdict, every check of which may point at eight places
 
 
@@ -111,19 +110,12 @@ class Pairing:
             gold=asked.gold,
             options=asked.options,
         )
-        rollouts = tuple(self._rollout(response) for response in asked.responses)
-        empty = np.zeros(0, np.int32)
-        return Group(id=question.id, question=question, prompt_ids=empty, rollouts=rollouts)
+        responses = ((text_of(one), _reason(one)) for one in asked.responses)
+        return group_of_texts(question, responses, self._encode)
 
-    def _rollout(self, response: str | Sampled) -> Rollout:
-        ids = np.append(self._encode(text_of(response)), _STOP).astype(np.int32)
-        return Rollout(
-            text=text_of(response),
-            token_ids=ids,
-            logprobs=np.zeros(len(ids), np.float32),
-            finish_reason=response.finish_reason if isinstance(response, Sampled) else "stop",
-            policy_version=0,
-        )
+
+def _reason(response: str | Sampled) -> Literal["stop", "length"]:
+    return response.finish_reason if isinstance(response, Sampled) else "stop"
 
 
 def text_of(response: str | Sampled) -> str:

@@ -10,24 +10,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-
 from veripo_ray.errors import DataError
 from veripo_ray.messages import like
 from veripo_ray.offline_pairs import rows
-from veripo_ray.offline_pairs.rows import Asked, Sampled
+from veripo_ray.offline_pairs.rows import Asked
 from veripo_ray.offline_pairs.settings import OfflinePairs
 from veripo_ray.pairs import build_pairs
 from veripo_ray.questions.left_out import LeftOut
 from veripo_ray.questions.rows import read_rows
-from veripo_ray.records import Group, JudgedGroup, Pair, Response, Rollout, Verdict
+from veripo_ray.records import Group, JudgedGroup, Pair, Response, Verdict
 from veripo_ray.runlog import BadItem
+from veripo_ray.texts import group_of_texts
 from veripo_ray.verifier.sources import Verdicts
 from veripo_ray.verifier.tokens import Encode, encoder
 from veripo_ray.verifier.verify import Item
 
 _QUESTIONS = 32  # judged at once
-_STOP = np.int32(-1)  # no tokenizer's id: it only ends a response, and no text is made of it
 
 
 @dataclass
@@ -102,20 +100,8 @@ class _Builder:
 
 
 def _group(asked: Asked, encode: Encode) -> Group:
-    rollouts = tuple(_rollout(response, encode) for response in asked.responses)
-    none = np.zeros(0, np.int32)
-    return Group(id=asked.question.id, question=asked.question, prompt_ids=none, rollouts=rollouts)
-
-
-def _rollout(response: Sampled, encode: Encode) -> Rollout:
-    ids = np.append(encode(response.text), _STOP).astype(np.int32)
-    return Rollout(
-        text=response.text,
-        token_ids=ids,
-        logprobs=np.zeros(len(ids), np.float32),
-        finish_reason=response.finish_reason,
-        policy_version=0,
-    )
+    responses = ((response.text, response.finish_reason) for response in asked.responses)
+    return group_of_texts(asked.question, responses, encode)
 
 
 def _is_edited(pair: Pair) -> bool:
