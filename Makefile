@@ -32,7 +32,7 @@ quickstart: install ## train the tiny world: SFT model, GRPO, verified DPO, GRPO
 	$(BIN)/veripo train quickstart --output runs/quickstart --overwrite
 
 test: install ## run every test on real parts, with coverage of veripo_ray
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov=veripo_ray --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov=veripo_ray --cov-report=term --cov-fail-under=90
 
 lint: install ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

@@ -2,9 +2,10 @@
 
     python benchmarks/verifier.py --json results.json
 
-Requests of 32 rollouts (four questions, eight responses each: chains of a hundred words) from 1, 16
-and 64 clients, each of which sends its next request when the last is answered. The sides take
-turns on the same requests, on the same machine as the clients:
+Requests of 128 rollouts, the quickstart's rollout batch (16 questions, eight responses each, a
+hundred words a response), of 32 for the vllm judge, from 1, 16 and 64 clients, each of which sends
+its next request when the last is answered. The sides take turns on the same requests, on the same
+machine as the clients:
 
     ours    deployments.verifier on Ray Serve, --replicas of it; `vllm`: its model on Serve as well
     plain   a FastAPI server in the shape of OpenRLHF's `serve_rm` (see _plain_verifier.py), which
@@ -49,9 +50,9 @@ from _load import Body, Outcome, closed, opened
 from deployments import verifier
 from veripo_ray.verifier.labelled import load
 
-GROUP, QUESTIONS = 8, 4  # responses of a question, questions of a request
-ITEMS = GROUP * QUESTIONS
-REQUESTS = {"rules": 96, "vllm": 16}  # of a round, at least two a client
+GROUP = 8  # responses of a question
+QUESTIONS = {"rules": 16, "vllm": 4}  # of a request
+REQUESTS = {"rules": 48, "vllm": 16}  # of a round, at least two a client
 CALM_CLIENTS, OVERLOAD, OVERLOAD_S, GIVE_UP_S = 16, 10, 10.0, 60.0
 MAX_WAIT_S = 2.0  # what is accepted waits no longer for what is before it
 START_S = 180.0
@@ -67,7 +68,7 @@ def main() -> None:
             write_model(Path(folder))
             for judge in args.judges:
                 rows += _measure(judge, folder, args)
-                write(args.json, "verifier", rows, items=ITEMS, replicas=args.replicas)
+                write(args.json, "verifier", rows, replicas=args.replicas)
     finally:
         ray.shutdown()
 
@@ -102,7 +103,7 @@ def _throughput(judge: str, urls: dict[str, str], clients: int, rounds: int) -> 
     outcomes: dict[str, list[Outcome]] = {side: [] for side in SIDES}
     count = max(REQUESTS[judge], 2 * clients)
     for number, side in itertools.product(range(rounds + 1), SIDES):
-        bodies = list(itertools.islice(_bodies(side, number), count if number else 4))
+        bodies = list(itertools.islice(_bodies(side, judge, number), count if number else 4))
         outcome = closed(urls[side], bodies, clients)
         if set(outcome.statuses) != {200}:
             raise SystemExit(f"{side} answered {dict(outcome.statuses)} to {clients} clients")
@@ -112,6 +113,7 @@ def _throughput(judge: str, urls: dict[str, str], clients: int, rounds: int) -> 
     row = {
         "judge": judge,
         "clients": clients,
+        "items": GROUP * QUESTIONS[judge],
         "verdicts_per_second": _medians(outcomes, lambda outcome: outcome.rate),
         "p50_ms": _medians(outcomes, lambda outcome: outcome.percentile_ms(50)),
         "p99_ms": _medians(outcomes, lambda outcome: outcome.percentile_ms(99)),
@@ -133,15 +135,15 @@ def _medians(
 def _overload(judge: str, url: str) -> dict[str, Any]:
     """The rate it can take, twice a flood of ten times that, and the time until it takes the calm
     rate again. Requests are those of the throughput, one after the other seed."""
-    bodies = _bodies("ours", 99)
+    bodies, items = _bodies("ours", judge, 99), GROUP * QUESTIONS[judge]
     calm = closed(url, list(itertools.islice(bodies, 4 * REQUESTS[judge])), CALM_CLIENTS)
-    per_second = calm.rate / ITEMS
+    per_second = calm.rate / items
     memory, floods = [_resident_mb()], []
     for _ in range(2):
         flood = list(itertools.islice(bodies, round(OVERLOAD * OVERLOAD_S * per_second)))
         floods.append(opened(url, flood, OVERLOAD * per_second))
         memory.append(_resident_mb())
-    recovered = _recovery(url, per_second)
+    recovered = _recovery(judge, url, per_second)
     for outcome in floods:
         if set(outcome.statuses) - {200, 429}:
             raise SystemExit(f"overload was answered with {dict(outcome.statuses)}")
@@ -160,11 +162,11 @@ def _overload(judge: str, url: str) -> dict[str, Any]:
     return row
 
 
-def _recovery(url: str, per_second: float) -> float:
+def _recovery(judge: str, url: str, per_second: float) -> float:
     """Seconds until a second of half the calm rate is accepted whole."""
     started, number = time.perf_counter(), 200
     while time.perf_counter() - started < GIVE_UP_S:
-        few = list(itertools.islice(_bodies("ours", number), max(2, round(per_second / 2))))
+        few = list(itertools.islice(_bodies("ours", judge, number), max(2, round(per_second / 2))))
         at, number = time.perf_counter() - started, number + 1
         if set(opened(url, few, per_second / 2).statuses) == {200}:
             return round(at, 1)
@@ -189,11 +191,12 @@ def _resident_mb() -> dict[str, int]:
 # --- requests
 
 
-def _bodies(side: str, seed: int) -> Iterator[Body]:
+def _bodies(side: str, judge: str, seed: int) -> Iterator[Body]:
     """Endless different requests; the same for both sides, each in its own shape."""
     cases = [case for case in load("video_qa") if case.kind != "math"]
+    count = QUESTIONS[judge]
     for number in itertools.count(1000 * seed):
-        few = [cases[(QUESTIONS * number + q) % len(cases)] for q in range(QUESTIONS)]
+        few = [cases[(count * number + q) % len(cases)] for q in range(count)]
         rows = [_row(case, f"{number}.{r}") for case in few for r in range(GROUP)]
         yield Body(json.dumps(_SHAPES[side](rows)).encode(), len(rows))
 
@@ -283,7 +286,7 @@ def _free_port() -> int:
 
 
 def _print_head(judge: str) -> None:
-    print(f"\njudge {judge}: requests of {ITEMS} rollouts")
+    print(f"\njudge {judge}: requests of {GROUP * QUESTIONS[judge]} rollouts")
     columns = ("verdicts/s", "p50 ms", "p99 ms")
     head = "".join(f"{side + ' ' + column:>18}" for column in columns for side in SIDES)
     print(f"{'clients':>8}{head}{'ratio':>8}", flush=True)

@@ -67,7 +67,9 @@ def test_the_exit_code_is_1_only_when_a_run_could_not_start(monkeypatch, capsys,
 
 def test_ctrl_c_is_not_held_up_by_a_hanging_check():
     source = (
-        "import time; from veripo_ray import doctor\n"
+        "import signal, time; from veripo_ray import doctor\n"
+        # Where the tests run in a shell's background, SIGINT is ignored, and so in their children.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def hang(): time.sleep(60)\n"
         "print('on', flush=True); doctor.diagnose([hang])"
     )
