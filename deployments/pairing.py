@@ -103,15 +103,18 @@ class Pairing:
         )
 
     def _group(self, asked: Rollouts) -> Group:
-        question = Question(
-            id=asked.question_id,
-            text=asked.question,
-            kind=asked.kind,
-            gold=asked.gold,
-            options=asked.options,
-        )
         responses = ((text_of(one), _reason(one)) for one in asked.responses)
-        return group_of_texts(question, responses, self._encode)
+        return group_of_texts(_question_of(asked), responses, self._encode)
+
+
+def _question_of(asked: Rollouts) -> Question:
+    return Question(
+        id=asked.question_id,
+        text=asked.question,
+        kind=asked.kind,
+        gold=asked.gold,
+        options=asked.options,
+    )
 
 
 def _reason(response: str | Sampled) -> Literal["stop", "length"]:
@@ -123,14 +126,7 @@ def text_of(response: str | Sampled) -> str:
 
 
 def _item(asked: Rollouts, response: str | Sampled) -> Item:
-    return Item(
-        question_id=asked.question_id,
-        question=asked.question,
-        kind=asked.kind,
-        gold=asked.gold,
-        options=asked.options,
-        response=text_of(response),
-    )
+    return Item.of(_question_of(asked), text_of(response))
 
 
 def _text_pair(pair: Pair) -> TextPair:

@@ -11,6 +11,7 @@ from yaml import YAMLError
 
 from veripo_ray import config
 from veripo_ray.errors import ConfigError
+from veripo_ray.mistakes import explain
 from veripo_ray.records import Kind
 
 
@@ -103,7 +104,7 @@ def read(args: dict[str, Any]) -> Args:
             OmegaConf.update(settings, str(key), _read(value))
         return Args.model_validate(OmegaConf.to_container(settings))
     except ValidationError as error:
-        problem = "; ".join(_told(e["loc"], e["msg"]) for e in error.errors())
+        problem = "; ".join(explain(error, Args))
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
         problem = str(error)
     raise ConfigError(
@@ -114,8 +115,3 @@ def read(args: dict[str, Any]) -> Args:
 
 def _read(value: Any) -> Any:
     return OmegaConf.from_dotlist([f"value={value}"])["value"] if isinstance(value, str) else value
-
-
-def _told(where: tuple[int | str, ...], problem: str) -> str:
-    problem = problem.removeprefix("Value error, ")
-    return f"{'.'.join(map(str, where))}: {problem}" if where else problem

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -14,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
-from veripo_ray import config
+from veripo_ray import config, mistakes
 from veripo_ray.errors import ConfigError
 
 
@@ -67,7 +66,7 @@ def check(raw: dict[str, Any], origin: str = "configuration") -> config.Run:
     try:
         return config.Run.model_validate(_with_phase_sections(raw))
     except ValidationError as error:
-        lines = [f"  {line}" for line in _explain(error)]
+        lines = [f"  {line}" for line in mistakes.explain(error, config.Run, _phase_models())]
         count = f"{len(lines)} settings need" if len(lines) > 1 else "a setting needs"
         raise ConfigError(
             "\n".join([f"{origin}: {count} mending", *lines]),
@@ -120,7 +119,9 @@ def _check_section(name: str, section: Any) -> None:
         )
     for key in section:
         if key not in known or key == "phase":
-            raise ConfigError(f"{name}.{key}: unknown setting{_suggestion(name, key, known)}")
+            raise ConfigError(
+                f"{name}.{key}: unknown setting{mistakes.suggestion(name, key, known)}"
+            )
 
 
 @cache
@@ -128,40 +129,3 @@ def _phase_models() -> dict[str, type[BaseModel]]:
     """Settings of each kind of phase, by its name."""
     union = get_args(config.Phase)[0]
     return {model.model_fields["phase"].default: model for model in get_args(union)}
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    for item in error.errors():
-        loc = tuple(part for part in item["loc"] if part not in _phase_models())
-        where = ".".join(map(str, loc)) or "recipe"
-        if item["type"] == "extra_forbidden":
-            known = _fields_at(item["loc"][:-1])
-            section, key = ".".join(map(str, loc[:-1])), str(loc[-1])
-            yield f"{where}: unknown setting{_suggestion(section, key, known)}"
-        elif item["type"] == "value_error":
-            prefix = f"{where}: " if loc else ""
-            yield prefix + item["msg"].removeprefix("Value error, ")
-        else:
-            seen = "" if item["type"] == "missing" else f" (got {item['input']!r})"
-            yield f"{where}: {item['msg']}{seen}"
-
-
-def _fields_at(loc: tuple[int | str, ...]) -> dict[str, Any]:
-    """Names of the settings in the section at `loc`."""
-    model: Any = config.Run
-    for part in loc:
-        if part in _phase_models():
-            model = _phase_models()[str(part)]
-        elif isinstance(part, str) and part in getattr(model, "model_fields", {}):
-            kinds = [model.model_fields[part].annotation]
-            kinds += get_args(kinds[0])
-            model = next((k for k in kinds if hasattr(k, "model_fields")), model)
-    return getattr(model, "model_fields", {})
-
-
-def _suggestion(section: str, key: str, known: Any) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    prefix = f"{section}." if section else ""
-    if close:
-        return f"; did you mean {prefix}{close[0]}?"
-    return f"; known here: {', '.join(known)}"

@@ -440,7 +440,8 @@ def test_settings_may_be_written_with_dots_and_as_text():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"colour": "red"}, "colour"),
+        ({"colour": "red"}, "colour: unknown setting"),
+        ({"juge": "rules"}, "did you mean judge"),
         ({"judge": "oracle"}, "judge"),
         ({"replicas": 0}, "replicas"),
         ({"judge": "openai"}, "judges.openai.url"),

@@ -12,6 +12,7 @@ from yaml import YAMLError
 
 from veripo_ray import config
 from veripo_ray.errors import ConfigError
+from veripo_ray.mistakes import explain
 from veripo_ray.records import Kind
 from veripo_ray.verifier.sources import Source
 
@@ -35,13 +36,8 @@ def read(overrides: Sequence[str], options: Mapping[str, Any]) -> OfflinePairs:
         settings: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
         return OfflinePairs.model_validate(settings | given)
     except ValidationError as error:
-        problem = "; ".join(_told(e["loc"], e["msg"]) for e in error.errors())
+        problem = "; ".join(explain(error, OfflinePairs))
     except (OmegaConfBaseException, YAMLError) as error:
         problem = str(error)
     known = ", ".join(OfflinePairs.model_fields)
     raise ConfigError(f"pairs cannot be built: {problem}", fix=f"known settings: {known}")
-
-
-def _told(where: tuple[int | str, ...], problem: str) -> str:
-    problem = problem.removeprefix("Value error, ")
-    return f"{'.'.join(map(str, where))}: {problem}" if where else problem

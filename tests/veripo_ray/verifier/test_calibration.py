@@ -389,7 +389,7 @@ def test_a_model_behind_a_url_is_measured_with_its_probabilities(server, tmp_pat
         ("oracle", [], "there is no judge 'oracle'"),
         ("vllm", ["vllm.model=/tmp/m"], "choose 'openai'"),
         ("openai", [], "judges.openai.url and .model are not set"),
-        ("openai", ["openai.ur=x"], "openai.ur: Extra inputs"),
+        ("openai", ["openai.ur=x"], "openai.ur: unknown setting; did you mean openai.url"),
         ("openai", ["openai.threshold=2"], "openai.threshold"),
         ("openai", ["openai.url"], "'openai.url' is not a setting"),
         ("openai", ["=3"], "'=3' is not a setting"),

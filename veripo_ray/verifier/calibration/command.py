@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from veripo_ray import config
 from veripo_ray.errors import ConfigError
+from veripo_ray.mistakes import explain
 from veripo_ray.verifier import labelled
 from veripo_ray.verifier.calibration.measure import Calibration, measure
 from veripo_ray.verifier.calibration.printed import show
@@ -88,7 +89,7 @@ def _settings(overrides: Sequence[str]) -> config.Judges:
         raw: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=True)
         return config.Judges.model_validate(raw)
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        wrong = explain(error, config.Judges)
         raise ConfigError(
             "the judge's settings need mending: " + "; ".join(wrong),
             fix="correct the key=value; keys are those below verifier.judges",
