@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
@@ -190,6 +190,7 @@ TWO_OF_EACH = [(True, 0.5), (True, 0.9), (False, 0.5), (False, 0.1)]
 
 @pytest.mark.parametrize("objective", thresholds.OBJECTIVES)
 @given(rows=st.lists(st.tuples(LABELS, PROBABILITIES), max_size=12))
+@example(rows=[(False, 0.0), (False, 0.0), (True, 5e-324)])  # with no number half way between
 def test_no_threshold_beats_the_chosen_one(objective, rows):
     labels, probabilities = zip(*rows, *TWO_OF_EACH, strict=True)
     chosen = thresholds.choose(labels, probabilities, objective)

@@ -73,7 +73,9 @@ def best(y: np.ndarray, p: np.ndarray, measure: Objective) -> float:
     """The threshold in [0, 1] that maximises `measure`: half way between neighbouring
     probabilities, of equals the one nearest to one half."""
     distinct = np.unique(p)
-    between = (distinct[1:] + distinct[:-1]) / 2
+    lower, upper = distinct[:-1], distinct[1:]
+    # Of two floats with none between them half the sum may be the lower one, which parts nothing.
+    between = np.maximum((lower + upper) / 2, np.nextafter(lower, upper))
     candidates_T = np.unique(np.concatenate([[0.0, 1.0], between]))
     values_T = measure(_cells(y, p, candidates_T))
     ties = candidates_T[values_T >= values_T.max() - 1e-12]
