@@ -328,6 +328,19 @@ def test_a_judge_that_there_is_not_is_refused_with_the_fix(local, asked, fix):
     assert fix in reply.json()["fix"]
 
 
+def test_info_tells_the_breaker_of_a_committees_member_from_the_held_out_judges(local):
+    nobody = config.OpenAiJudge(url="http://127.0.0.1:9/v1", model="m", attempts=1)
+    judges = config.Judges(
+        openai=nobody.model_copy(update={"breaker_failures": 1}),
+        committee=config.Committee(members=("rules", "openai")),
+    )
+    endpoint = local(Args(judge="committee", heldout="openai", judges=judges))
+    (verdict,) = verdicts(endpoint.post("/v1/verify?judge=heldout", {"items": [ROW]}))
+    assert verdict["consistency"].error
+    states = endpoint.get("/v1/info").json()["breakers"]
+    assert states == {"committee.openai": "closed", "openai": "open"}
+
+
 def test_info_says_what_the_endpoint_goes_by(local):
     args = Args(heldout="tinyworld", checks=config.Checks(max_repetition=0.4), max_items=7)
     info = local(args).get("/v1/info").json()

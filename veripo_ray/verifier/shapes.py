@@ -182,7 +182,9 @@ class Info(Record):
     versions: dict[str, str]
     judge: str
     heldout: str | None = Field(description="who answers ?judge=heldout")
-    breakers: dict[str, str] = Field(description="state of each judge's circuit breaker")
+    breakers: dict[str, str] = Field(
+        description="state of each judge's circuit breaker; a committee's are `committee.NAME`"
+    )
     checks: dict[str, Any] = Field(description="thresholds")
     judges: dict[str, Any]
     pairs: dict[str, Any]

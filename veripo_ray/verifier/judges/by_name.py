@@ -43,9 +43,11 @@ async def close(judge: Judge) -> None:
 
 
 def breakers(judge: Judge) -> dict[str, Breaker]:
-    """The circuit breakers of a judge and of a committee's members, by the judge's name."""
-    asking = (part for part in _parts(judge) if isinstance(part, YesNo))
-    return {part.name: part.ask.breaker for part in asking if isinstance(part.ask, OpenAi)}
+    """The circuit breakers of a judge, by its name, and of a committee's members, by both names:
+    the held-out judge may be another of the same kind, with a breaker of its own."""
+    asking = [part for part in _parts(judge) if isinstance(part, YesNo)]
+    whose = {part: part.name if part is judge else f"{judge.name}.{part.name}" for part in asking}
+    return {whose[part]: part.ask.breaker for part in asking if isinstance(part.ask, OpenAi)}
 
 
 @runtime_checkable

@@ -77,6 +77,6 @@ def test_each_judge_has_the_threshold_of_its_own_section():
 
 
 def test_circuit_breakers_are_found_by_name():
-    assert list(breakers(build("committee", ALL, vllm=says_yes))) == ["openai"]
+    assert list(breakers(build("committee", ALL, vllm=says_yes))) == ["committee.openai"]
     assert list(breakers(build("openai", ALL))) == ["openai"]
     assert breakers(build("rules", ALL)) == {}
