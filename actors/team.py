@@ -19,6 +19,7 @@ from actors.learner import LearnerRank
 from actors.pairing import as_shard
 from actors.reference import Reference
 from actors.rollout import RolloutWorker
+from actors.syncing import WeightSync
 from veripo_ray import codec, config
 from veripo_ray.errors import ResourceError
 from veripo_ray.learner import TrainGroup, TrainPair
@@ -47,6 +48,7 @@ class Team:
         self.tokenizer = load_tokenizer(checkpoint)
         self.spec = read_spec(checkpoint)
         self._dealer = Dealer(run.rollout.max_num_seqs, run.call_timeout_s)
+        self._sync = WeightSync(run.call_timeout_s)
 
     @classmethod
     async def start(
@@ -105,9 +107,14 @@ class Team:
         )
 
     def _everyone(self) -> dict[str, Any]:
-        workers = {f"rollout worker {n}": worker for n, worker in enumerate(self.workers)}
-        ranks = {f"learner rank {n}": rank for n, rank in enumerate(self.ranks)}
-        return {"encoder": self.encoder, **workers, **ranks, "reference": self.reference}
+        others = {**self._workers_by_name(), **self._ranks_by_name()}
+        return {"encoder": self.encoder, **others, "reference": self.reference}
+
+    def _workers_by_name(self) -> dict[str, Any]:
+        return {f"rollout worker {n}": worker for n, worker in enumerate(self.workers)}
+
+    def _ranks_by_name(self) -> dict[str, Any]:
+        return {f"learner rank {n}": rank for n, rank in enumerate(self.ranks)}
 
     async def _answer(self, actors: Mapping[str, Any]) -> None:
         pings = {name: actor.ping.remote() for name, actor in actors.items()}
@@ -261,22 +268,12 @@ class Team:
     # --- weights
 
     async def publish(self, version: int) -> None:
-        """The learner's weights to every rollout worker, through the object store."""
-        weights = await self._snapshot(version)
-        loads = [worker.load_weights.remote(version, [weights]) for worker in self.workers]
-        await self._all(loads, "the weight sync to the rollout workers")
+        """The learner's weights to every rollout worker."""
+        await self._sync.publish(version, self._ranks_by_name(), self._workers_by_name())
 
     async def refit_reference(self, version: int) -> None:
-        weights = await self._snapshot(version)
-        load = self.reference.load_weights.remote(version, [weights])
-        await self._one(load, "the weight sync to the reference")
-
-    async def _snapshot(self, version: int) -> Any:
-        """A reference to the weights that train, as rank 0 returned them. All ranks take part,
-        since a sharded learner gathers."""
-        answers = [rank.weights.options(num_returns=2).remote(version) for rank in self.ranks]
-        await self._all([receipt for receipt, _ in answers], "gathering the learner's weights")
-        return answers[0][1]
+        reference = {"reference": self.reference}
+        await self._sync.publish(version, self._ranks_by_name(), reference)
 
     async def measure_gap(self, task: Task, limit: float) -> float:
         """Every rollout worker samples one group, of GAP_TOKENS at most, and the learner scores
