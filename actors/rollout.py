@@ -33,9 +33,10 @@ class RolloutWorker:
         seed: int = 0,
         version: int = 0,
         tower: bool = False,
+        lora: config.Lora | None = None,
     ) -> None:
         self.sampler = Sampler(
-            checkpoint, cfg, device=device, seed=seed, version=version, tower=tower
+            checkpoint, cfg, device=device, seed=seed, version=version, tower=tower, lora=lora
         )
 
     def ping(self) -> int:

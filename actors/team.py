@@ -86,6 +86,7 @@ class Team:
                 seed=run.seed + number,
                 version=version,
                 tower=run.learner.train_vision,
+                lora=run.learner.lora,
             )
             for number in range(run.rollout.workers)
         ]

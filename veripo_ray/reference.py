@@ -11,6 +11,7 @@ import torch
 from veripo_ray import config
 from veripo_ray.learner.learner import DTYPES
 from veripo_ray.policy.grouped import Packed, micro_batches, response_logprobs
+from veripo_ray.policy.lora import changes
 from veripo_ray.policy.media import Media
 from veripo_ray.policy.qwen_vl import QwenVL
 from veripo_ray.records import Pair
@@ -41,7 +42,8 @@ class ReferencePolicy:
 
     def load_weights(self, version: int, weights: Mapping[str, np.ndarray]) -> None:
         """Become a copy of the learner. Raises CheckpointError when the weights do not fit."""
-        load_into(self.policy.trainable(), weights)
+        mine = self.policy.trainable().items()
+        load_into({name: w for name, w in mine if changes(name, self.cfg.lora)}, weights)
         self.version = version
 
     def logprobs(self, packed: Sequence[Packed]) -> list[list[np.ndarray]]:

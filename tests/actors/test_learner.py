@@ -127,6 +127,30 @@ def test_two_ranks_train_like_one(stage, ranks, sent, alone):
         np.testing.assert_allclose(weight, alone[1][name], atol=NOISE, rtol=0, err_msg=name)
 
 
+LORA = config.Lora(rank=4, alpha=8)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_two_ranks_train_adapters_like_one(stage, ranks, sent, examples, tiny_checkpoint):
+    groups, pairs, media = examples
+    single = Learner(tiny_checkpoint, config.Learner(dtype="float32", lora=LORA))
+    expected = [single.grpo_step(groups, media, GRPO) for _ in range(2)]
+    expected += [single.dpo_step(pairs, media, DPO) for _ in range(2)]
+    ranks.rejoin(settings(stage, lora=LORA, gradient_checkpointing=True))
+    for (first, second), metrics in zip(train(ranks, sent), expected, strict=True):
+        assert first == second
+        assert first["grad_norm"] == pytest.approx(metrics["grad_norm"], rel=2e-5)
+    merged = single.weights()
+    trained = weights_of(ranks)
+    assert (
+        trained.keys()
+        == merged.keys()
+        < QwenVL.load(tiny_checkpoint, dtype=torch.float32, tower=False).trainable().keys()
+    )
+    for name, weight in trained.items():
+        np.testing.assert_allclose(weight, merged[name], atol=NOISE, rtol=0, err_msg=name)
+
+
 @pytest.fixture(scope="module")
 def frames(tiny_checkpoint, examples):
     """The same examples, every second one (all that rank 1 gets) without media, the others with

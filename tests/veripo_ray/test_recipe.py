@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from veripo_ray import recipe
-from veripo_ray.config import DpoPhase, GrpoPhase
+from veripo_ray.config import DpoPhase, GrpoPhase, Lora
 from veripo_ray.errors import ConfigError
 
 BASE = """
@@ -82,6 +82,9 @@ def test_the_resolved_configuration_reads_back_equal(file: Path, tmp_path: Path)
         ("nonsense", "'nonsense' is not an override"),
         ("verifier.judge=vllm", "verifier.judges.vllm.model is not set"),
         ("evaluation.judge=openai", "verifier.judges.openai.url and .model are not set"),
+        ("learner.lora.targets=[q]", r"learner.lora.targets.0: .*'q_proj'"),
+        ("learner.lora.targets=[q_proj,q_proj]", "learner.lora.targets names one twice"),
+        ("learner.lora.dropout=0.1", "dropout = 0.1 is of sft phases, and the schedule has none"),
         ("verifier.judge=committee", r"committee.members = \[\] is no committee; name two or more"),
     ],
 )
@@ -89,6 +92,12 @@ def test_a_mistake_names_the_setting_and_the_fix(file: Path, override: str, says
     with pytest.raises(ConfigError, match=says.replace("?", r"\?")) as caught:
         recipe.load(file, [override])
     assert "Traceback" not in str(caught.value)
+
+
+def test_adapters_and_a_tower_that_learns_exclude_each_other(file: Path) -> None:
+    assert recipe.load(file, ["learner.lora={}"]).learner.lora == Lora()
+    with pytest.raises(ConfigError, match="train_vision = true would train the whole tower"):
+        recipe.load(file, ["learner.lora.rank=8", "learner.train_vision=true"])
 
 
 def test_all_mistakes_are_told_at_once(file: Path) -> None:

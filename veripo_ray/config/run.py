@@ -8,7 +8,7 @@ A recipe is a short YAML of the settings that differ from the defaults here; `lo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -81,6 +81,20 @@ class Rollout(Settings):
     dtype: DType = "bfloat16"
 
 
+Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class Lora(Settings):
+    """Low-rank adapters on the language model's matrices; all else of the model rests [ours]."""
+
+    rank: Count = 32
+    alpha: Positive = Field(64.0, description="adapters count alpha / rank times")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="of adapters' inputs, in sft phases alone"
+    )
+    targets: tuple[Projection, ...] = Field(get_args(Projection), min_length=1)
+
+
 class Learner(Settings):
     """DeepSpeed ranks that train."""
 
@@ -95,6 +109,7 @@ class Learner(Settings):
         False,
         description="train the vision tower too, in every phase: frames flow instead of features",
     )
+    lora: Lora | None = Field(None, description="train adapters; None: every weight")
 
 
 class Grpo(Settings):
@@ -277,6 +292,7 @@ class Run(Settings):
             *_data_problems(self.data),
             *_schedule_problems(self),
             *_token_problems(self),
+            *_lora_problems(self),
             *_judge_problems(self),
         ]
         if problems:
@@ -339,6 +355,23 @@ def _token_problems(run: Run) -> list[str]:
         fix = "raise it, or lower rollout.max_tokens and evaluation.max_tokens"
         return [f"{room} before {longest} new tokens; {fix}"]
     return []
+
+
+def _lora_problems(run: Run) -> list[str]:
+    lora, problems = run.learner.lora, []
+    if lora and run.learner.train_vision:
+        problems.append(
+            "learner.train_vision = true would train the whole tower beside adapters; set it to "
+            "false, or learner.lora=null to train every weight"
+        )
+    if lora and len(set(lora.targets)) < len(lora.targets):
+        problems.append("learner.lora.targets names one twice; name each once")
+    if lora and lora.dropout and not run.cold_start:
+        problems.append(
+            f"learner.lora.dropout = {lora.dropout:g} is of sft phases, and the schedule has none; "
+            "set it to 0"
+        )
+    return problems
 
 
 def _judge_problems(run: Run) -> list[str]:

@@ -1,6 +1,7 @@
 """A learner's checkpoint on disk: `hf` for everyone, `state` to continue exactly.
 
 FOLDER/hf/            Hugging Face layout: weights in the training dtype, tokenizer, processor
+FOLDER/adapter/       with LoRA: the adapters alone as peft reads them; in hf/ they are merged in
 FOLDER/state/meta.json   what must match to continue
 FOLDER/state/rank0.pt    random states of each rank
 FOLDER/state/engine/     DeepSpeed's: optimiser and float32 master weights of each rank
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from veripo_ray.errors import CheckpointError
+from veripo_ray.policy import lora as low_rank
 from veripo_ray.weights import to_tensor
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class Saved(Protocol):
 
     def weights(self) -> Snapshot: ...
 
+    def adapters(self) -> Snapshot: ...
+
     def publish(self, version: int) -> None: ...
 
 
@@ -52,9 +56,11 @@ def save(learner: Saved, folder: Path) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
         (fresh / "state").mkdir(parents=True)
     dist.barrier()
-    weights = learner.weights()
+    weights, adapters = learner.weights(), learner.adapters()
     if learner.rank == 0:
-        learner.policy.save(fresh / "hf", {n: to_tensor(array) for n, array in weights.items()})
+        learner.policy.save(fresh / "hf", _tensors(weights))
+        if adapters:
+            learner.policy.save_adapters(fresh / low_rank.FOLDER, _tensors(adapters))
         (fresh / "state" / "meta.json").write_text(json.dumps(_meta(learner)))
     torch.save(_random_states(), fresh / "state" / f"rank{learner.rank}.pt")
     learner.engine.save(fresh / "state")
@@ -76,6 +82,10 @@ def load(learner: Saved, folder: Path) -> None:
     learner.publish(meta["version"])
 
 
+def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
+    return {name: to_tensor(array) for name, array in snapshot.items()}
+
+
 def _meta(learner: Saved) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -83,6 +93,7 @@ def _meta(learner: Saved) -> dict[str, Any]:
         "zero_stage": learner.cfg.zero_stage,
         "dtype": learner.cfg.dtype,
         "train_vision": learner.cfg.train_vision,
+        "lora": learner.cfg.lora and learner.cfg.lora.model_dump(mode="json"),
         "version": learner.version,
     }
 
@@ -106,10 +117,11 @@ def _refuse_differences(folder: Path, saved: dict[str, Any], own: dict[str, Any]
         ("zero_stage", "learner.zero_stage"),
         ("dtype", "learner.dtype"),
         ("train_vision", "learner.train_vision"),
+        ("lora", "learner.lora"),
     ):
-        if saved[name] != own[name]:
+        if saved.get(name) != own[name]:
             raise CheckpointError(
-                f"checkpoint '{folder}' was written with {setting} = {saved[name]}, "
+                f"checkpoint '{folder}' was written with {setting} = {saved.get(name)}, "
                 f"this run has {own[name]}",
                 fix=f"continue with the old value, or start a new run with model={folder / 'hf'}",
             )

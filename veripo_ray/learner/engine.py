@@ -26,7 +26,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from veripo_ray import config
 from veripo_ray.errors import CheckpointError
+from veripo_ray.policy.lora import Weight
 
 ADAM_BETAS = (0.9, 0.95)
 MAX_BUCKET = 500_000_000  # elements
@@ -113,17 +114,17 @@ class Engine:
             self._engine, *_ = self._lib.initialize(
                 model=_Computation(model),
                 optimizer=self._optimizer,
-                config=self._settings(cfg),
+                config=self._settings(cfg, model),
                 dist_init_required=False,
             )
         if self.stage == 3:
             for parameter in reused:
                 self._lib.zero.register_external_parameter(self._engine.module, parameter)
 
-    def _settings(self, cfg: config.Learner) -> dict[str, Any]:
+    def _settings(self, cfg: config.Learner, model: nn.Module) -> dict[str, Any]:
         """DeepSpeed's configuration; the module's docstring says why."""
         elements = sum(parameter.numel() for parameter in self.parameters.values())
-        vectors = [p.numel() for p in self.parameters.values() if p.ndim == 1]
+        vectors = [p.numel() for p in model.parameters() if p.ndim == 1]
         bucket = min(elements, MAX_BUCKET)
         zero = {
             "stage": self.stage,
@@ -166,21 +167,16 @@ class Engine:
     def _clip_whole(self, *_: Any) -> None:
         self._norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self._clip))
 
-    @contextmanager
-    def whole(self, names: Sequence[str]) -> Iterator[dict[str, nn.Parameter]]:
-        """These parameters with all their elements, gathered under ZeRO-3. Collective there."""
-        chosen = {name: self.parameters[name] for name in names}
-        if self.stage < 3:
-            yield chosen
-            return
-        with self._lib.zero.GatheredParameters(list(chosen.values())):
-            yield chosen
+    def each_whole(self, weights: Mapping[str, Weight]) -> Iterator[tuple[str, Weight]]:
+        """Every weight in turn with all elements of its parts there, a few layers gathered at a
+        time; only until the next is asked for. Collective under ZeRO-3."""
+        for names in _batches(weights, GATHER_ELEMENTS):
+            with self._whole([part for name in names for part in weights[name].parts]):
+                for name in names:
+                    yield name, weights[name]
 
-    def each_whole(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every parameter in turn with all its elements, a few layers gathered at a time."""
-        for names in _batches(self.parameters, GATHER_ELEMENTS):
-            with self.whole(names) as chosen:
-                yield from chosen.items()
+    def _whole(self, parameters: list[nn.Parameter]) -> AbstractContextManager[None]:
+        return nullcontext() if self.stage < 3 else self._lib.zero.GatheredParameters(parameters)
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of optimiser and weights. Collective."""
@@ -199,12 +195,12 @@ class Engine:
             self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
 
 
-def _batches(parameters: Mapping[str, nn.Parameter], elements: int) -> Iterator[list[str]]:
-    """Names in order, cut so that each part has about `elements` elements."""
+def _batches(weights: Mapping[str, Weight], elements: int) -> Iterator[list[str]]:
+    """Names in order, cut so that each batch has about `elements` elements."""
     names: list[str] = []
     filled = 0
-    for name, parameter in parameters.items():
-        size = getattr(parameter, "ds_numel", parameter.numel())
+    for name, weight in weights.items():
+        size = sum(getattr(part, "ds_numel", part.numel()) for part in weight.parts)
         if names and filled + size > elements:
             yield names
             names, filled = [], 0

@@ -24,6 +24,7 @@ from veripo_ray.learner.engine import Engine
 from veripo_ray.learner.examples import Example, TrainGroup, TrainPair, rounds
 from veripo_ray.learner.objectives import DpoObjective, GrpoObjective, Stats
 from veripo_ray.policy.grouped import Packed, micro_batches, response_logprobs
+from veripo_ray.policy.lora import Weight
 from veripo_ray.policy.media import Media
 from veripo_ray.policy.qwen_vl import QwenVL
 from veripo_ray.precision import gap_error
@@ -35,7 +36,8 @@ Objective = Callable[[Sequence[int], list[list[Tensor]]], tuple[Tensor, Stats]]
 
 class Learner:
     """Trains the language model of `checkpoint`, and its vision tower where cfg.train_vision says
-    so: examples come with frames then. A frozen tower has sent features, and is not loaded.
+    so: examples come with frames then. A frozen tower has sent features, and is not loaded. With
+    cfg.lora adapters train, on a language model that rests.
 
     temperature: of sampling, so that log-probabilities are those of the same distribution.
     max_tokens: of sampling, wanted only by Dr.GRPO's constant. store: where the ranks meet, see
@@ -70,6 +72,8 @@ class Learner:
         self.policy = QwenVL.load(
             checkpoint, dtype=DTYPES[cfg.dtype], device=device, tower=cfg.train_vision
         )
+        if cfg.lora:
+            self.policy.add_adapters(cfg.lora)
         if cfg.gradient_checkpointing:
             self.policy.enable_gradient_checkpointing()
         head = self.policy.model.get_output_embeddings()
@@ -221,18 +225,27 @@ class Learner:
         return scores
 
     def weights(self) -> Snapshot:
-        """A copy of the trained weights under checkpoint names on rank 0, {} on the others.
+        """A copy of the weights that a step changes under checkpoint names on rank 0, {} on the
+        others; adapters are merged in.
 
         Collective under ZeRO-3, where a few layers at a time are gathered.
         """
+        return self._copies(self.policy.published())
+
+    def adapters(self) -> Snapshot:
+        """A copy of the adapters' own weights, by transformers' names; otherwise as `weights`."""
+        return self._copies(self.policy.adapters())
+
+    def _copies(self, weights: Mapping[str, Weight]) -> Snapshot:
         snapshot: Snapshot = {}
-        for name, weight in self.engine.each_whole():
+        for name, weight in self.engine.each_whole(weights):
             if self.rank == 0:
-                snapshot[name] = to_array(weight)
+                snapshot[name] = to_array(weight.value())
         return snapshot
 
     def save(self, folder: str | Path) -> None:
-        """Write `folder`/hf (which transformers and vLLM load) and `folder`/state. Collective.
+        """Write `folder`/hf (which transformers and vLLM load), with LoRA `folder`/adapter (which
+        peft loads), and `folder`/state. Collective.
 
         The folder appears whole or not at all; all ranks must see the same file system.
         """
@@ -242,7 +255,7 @@ class Learner:
         """Continue exactly where `save` left off. Collective.
 
         Raises CheckpointError when the checkpoint is incomplete or was written by another number
-        of ranks, ZeRO stage or dtype.
+        of ranks, ZeRO stage, dtype or LoRA setting.
         """
         files.load(self, Path(folder))
 

@@ -17,11 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from veripo_ray import config
 from veripo_ray.errors import CheckpointError, DataError
 from veripo_ray.policy import folder as files
+from veripo_ray.policy import lora as low_rank
 from veripo_ray.policy.attention import Layout
 from veripo_ray.policy.folder import load_tokenizer
 from veripo_ray.policy.loading import load_model
+from veripo_ray.policy.lora import Weight
 from veripo_ray.policy.media import Frames, Media, Spec
 from veripo_ray.policy.pixels import Pixels
 
@@ -68,7 +71,7 @@ class QwenVL(ABC):
 
     model: the transformers model (for an optimiser or DeepSpeed); parts left out are None in it.
     pixels: what makes frames fit for the tower; None without one. seen: how many clips and images
-    came as frames and went through the tower.
+    came as frames and went through the tower. lora: of its adapters; None without any.
     """
 
     model_type: ClassVar[str]
@@ -82,6 +85,7 @@ class QwenVL(ABC):
         self.spec = spec
         self.pixels = pixels
         self.seen = 0
+        self.lora: config.Lora | None = None
 
     @staticmethod
     def load(
@@ -231,7 +235,17 @@ class QwenVL(ABC):
         """Recompute each layer, of the tower too, in the backward pass instead of keeping its
         activations."""
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.model.train()  # transformers checkpoints only while training; there is no dropout
+        self.model.train()  # transformers checkpoints only while training
+        self.set_dropout(active=False)
+
+    def add_adapters(self, lora: config.Lora) -> None:
+        """Train low-rank adapters on the language model, and nothing else."""
+        low_rank.add_adapters(self.model, lora)
+        self.lora = lora
+
+    def set_dropout(self, *, active: bool) -> None:
+        """Switch the adapters' dropout, the only one that there is; it begins switched off."""
+        low_rank.set_dropout(self.model, active=active)
 
     def freeze_tower(self) -> None:
         """Exclude the vision tower from training (the default of every phase)."""
@@ -241,25 +255,49 @@ class QwenVL(ABC):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that train, by the names a checkpoint has for them (tied ones once).
 
-        vLLM's weight loader accepts these names.
+        vLLM's weight loader accepts these names, unless they are those of adapters.
         """
         named = self.model.named_parameters()
         return {self.saved_name(name): weight for name, weight in named if weight.requires_grad}
 
+    def published(self) -> dict[str, Weight]:
+        """What a step changes, by the names a checkpoint has for it; adapters are merged in.
+
+        vLLM's weight loader accepts these names.
+        """
+        if self.lora is None:
+            return {name: Weight((weight,)) for name, weight in self.trainable().items()}
+        merged = low_rank.merged(self.model, self.lora)
+        return {self.saved_name(name): weight for name, weight in merged}
+
+    def adapters(self) -> dict[str, Weight]:
+        """Adapters' own weights by transformers' names; none without LoRA."""
+        named = self.model.named_parameters()
+        return {name: Weight((weight,)) for name, weight in named if low_rank.is_adapter(name)}
+
     def save(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write a whole checkpoint in Hugging Face layout: weights, tokenizer, processor, template.
 
-        weights: what trains, under checkpoint names; None takes this model's own (a sharded learner
-        gathers and gives them). The rest is this model's, and a part not loaded is the source's.
+        weights: what a step changes, under checkpoint names; None takes this model's own (a sharded
+        learner gathers and gives them). The rest is the source's.
         """
-        own = {self.saved_name(name): w.detach() for name, w in self.model.named_parameters()}
-        if weights is not None:
-            if missing := self.trainable().keys() - weights.keys():
-                raise ValueError(f"weights to save lack {sorted(missing)[:3]}")
-            own |= weights
-        stored = files.stored_weights(self.checkpoint, wanted=self._left_out)
-        own |= {self.saved_name(name): weight.to(self.dtype) for name, weight in stored}
-        files.write(Path(folder), own, self.checkpoint, self.dtype)
+        published = self.published()
+        if weights is None:
+            weights = {name: weight.value() for name, weight in published.items()}
+        if missing := published.keys() - weights.keys():
+            raise ValueError(f"weights to save lack {sorted(missing)[:3]}")
+        ours = {low_rank.plain_name(name) for name, _ in self.model.named_parameters()}
+        rest = {self.saved_name(name) for name in ours} - weights.keys()
+        stored = files.stored_weights(
+            self.checkpoint, wanted=lambda n: self.saved_name(n) in rest or self._left_out(n)
+        )
+        kept = {self.saved_name(name): weight.to(self.dtype) for name, weight in stored}
+        files.write(Path(folder), kept | dict(weights), self.checkpoint, self.dtype)
+
+    def save_adapters(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write adapters alone, in peft's layout. weights: those of `adapters`."""
+        assert self.lora, "there are no adapters"
+        low_rank.save(folder, weights, self.lora, self.checkpoint)
 
     def _left_out(self, name: str) -> bool:
         """Whether a stored weight is of a part that was not loaded."""

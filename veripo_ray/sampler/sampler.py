@@ -16,6 +16,7 @@ import numpy as np
 from veripo_ray import config
 from veripo_ray.errors import CheckpointError, DataError, VeripoError
 from veripo_ray.policy.folder import TOWER, load_tokenizer
+from veripo_ray.policy.lora import changes
 from veripo_ray.policy.qwen_vl import read_spec
 from veripo_ray.records import Rollout
 from veripo_ray.sampler.engine import Answer, Completion, Engine, seeded
@@ -59,7 +60,8 @@ class Sampler:
     """Samples groups under the policy `version`. One `sample` at a time; not for several threads.
 
     device: 'cpu' or 'cuda'; on a GPU the engine takes `cfg.tensor_parallel` of them. tower: whether
-    the vision tower learns; requests then come with frames, and weights with the tower's.
+    the vision tower learns; requests then come with frames, and weights with the tower's. lora:
+    the learner's; weights then come without those that rest.
     """
 
     def __init__(
@@ -71,12 +73,13 @@ class Sampler:
         seed: int = 0,
         version: int = 0,
         tower: bool = False,
+        lora: config.Lora | None = None,
     ) -> None:
         self.cfg, self.version, self.tower = cfg, version, tower
         self.spec = read_spec(checkpoint)
         self.tokenizer = load_tokenizer(checkpoint)
         self.state, self.stats = State.READY, Stats()
-        self._weights = _stored_weights(checkpoint, tower=tower)
+        self._weights = _weights_that_learn(checkpoint, tower, lora)
         self._in_flight: dict[str, np.ndarray] = {}  # expanded prompts by request id
         self._sampling = False
         self._engine = Engine(checkpoint, self.spec, cfg, device=device, seed=seed, tower=tower)
@@ -254,9 +257,10 @@ class Sampler:
     def load_weights(self, version: int, weights: Mapping[str, np.ndarray]) -> None:
         """Replace the weights that learn in place, and drop what the old ones computed.
 
-        weights: a `veripo_ray.weights` snapshot of every weight by checkpoint name, without those
-        of a tower that does not learn. Raises CheckpointError, with nothing changed, when one is
-        missing, unknown or of another shape. Any failure after that leaves the sampler STALE.
+        weights: a `veripo_ray.weights` snapshot of every weight that learns, by checkpoint name;
+        with LoRA of those that `policy.lora.changes`. Raises CheckpointError, with nothing changed,
+        when one is missing, unknown or of another shape. Any failure after that leaves the sampler
+        STALE.
         """
         self._refuse_unless_ready(stale_will_do=True)
         _check_weights(weights, self._weights)
@@ -285,16 +289,19 @@ class Sampler:
             )
 
 
-def _stored_weights(checkpoint: str | Path, *, tower: bool) -> dict[str, tuple[int, ...]]:
-    """Shapes of the checkpoint's weights by name, with or without the vision tower's."""
+def _weights_that_learn(
+    checkpoint: str | Path, tower: bool, lora: config.Lora | None
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of those of the checkpoint's weights that a weight update brings, by name."""
     from safetensors import safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(Path(checkpoint).glob("*.safetensors")):
         with safe_open(path, "np") as file:
             for name in file.keys():  # noqa: SIM118 (it is no mapping)
-                shapes[name] = tuple(file.get_slice(name).get_shape())
-    return {name: shape for name, shape in shapes.items() if tower or not name.startswith(TOWER)}
+                if tower if name.startswith(TOWER) else changes(name, lora):
+                    shapes[name] = tuple(file.get_slice(name).get_shape())
+    return shapes
 
 
 def _check_weights(

@@ -47,7 +47,9 @@ class Imitator(Learner):
         """One optimiser step on `examples`; `media`, by id, need hold only this rank's: features,
         or frames where the tower learns. Returns the step's metrics, equal on all ranks."""
         groups = cast("Sequence[Example]", examples)  # to the learner it is one more example
+        self.policy.set_dropout(active=True)
         stats = self._accumulate(groups, media, Imitation(examples))
+        self.policy.set_dropout(active=False)
         tokens = sum(len(example.response) for example in examples)
         return self._update(stats, lr) | {"tokens": tokens}
 

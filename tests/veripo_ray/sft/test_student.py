@@ -67,6 +67,26 @@ def losses_of(student: Student, folder: Path, stop: int | None = None) -> list[f
     return losses
 
 
+def test_with_lora_it_drops_inputs_while_it_imitates_and_at_no_other_time(
+    run: Run, phase: SftPhase, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    phase = phase.model_copy(update={"steps": 3})
+    losses = []
+    for rate in (0.0, 0.5):
+        lora = config.Lora(rank=4, dropout=rate)
+        learner = LEARNER.model_copy(update={"lora": lora})
+        with Student(
+            run.model_copy(update={"learner": learner}), phase, tiny_checkpoint
+        ) as student:
+            losses.append(losses_of(student, tmp_path / str(rate)))
+            packed = [Packed(np.arange(20, 24, dtype=np.int32), (), (np.arange(24, 28),))]
+            first, second = (student.learner.logprobs(packed)[0][0] for _ in range(2))
+            np.testing.assert_array_equal(first, second)
+    assert losses[0][0] == pytest.approx(losses[1][0])  # fresh adapters add nothing
+    assert losses[0][2] != pytest.approx(losses[1][2], rel=1e-4)
+    assert losses[0][2] < losses[0][0]
+
+
 def test_asked_to_stop_it_saves_the_step_in_progress(
     run: Run, phase: SftPhase, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
