@@ -34,9 +34,14 @@ class Prepared:
     questions: Questions
 
 
+def has_begun(run: config.Run) -> bool:
+    """Whether its folder holds a run that `--resume` can go on with."""
+    return (run.output / CONFIG).is_file()
+
+
 def check_output(run: config.Run, *, resume: bool, overwrite: bool = False) -> None:
     """Neither a run is overwritten by accident nor resumed from nothing."""
-    if resume and not (run.output / CONFIG).is_file():
+    if resume and not has_begun(run):
         raise ConfigError(
             f"--resume: {run.output} holds no run that has begun",
             fix="start it without --resume, or correct --output",

