@@ -107,14 +107,15 @@ def follow_to_the_end(prepared: Prepared, *, resume: bool, team: type[Team] = Te
             prepared = replace(prepared, checkpoint=checkpoint)
             coordinator = _launch(prepared, url, team, resume=resume)
             try:
-                return _follow(coordinator, run, checkpoint, stop)
+                ending = coordinator.run.remote()
+                verifier.wait(url)  # its replicas start while the run's actors do
+                return _follow(coordinator, ending, run, checkpoint, stop)
             finally:
                 ray.kill(coordinator)
 
 
-def _follow(coordinator: Any, run: config.Run, begun_from: Path, stop: Stop) -> int:
-    """Show the run's progress until it ends."""
-    ending = coordinator.run.remote()
+def _follow(coordinator: Any, ending: Any, run: config.Run, begun_from: Path, stop: Stop) -> int:
+    """Show the run's progress until `ending`, the result of the coordinator's `run`, is there."""
     told = False
     with Progress() as progress:
         while not ray.wait([ending], timeout=POLL_S)[0]:

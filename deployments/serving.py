@@ -20,30 +20,35 @@ from veripo_ray import config
 from veripo_ray.errors import ResourceError
 
 START_S = 120.0
+_HEAD = "node:__internal_head__"  # a resource that the head node alone has
 _FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 
 def start(app: Application, cfg: config.Verifier) -> str:
-    """Deploy `app` and return its URL once it answers.
+    """Deploy `app` and return the URL at which it will answer: see `wait`.
 
     Serve's HTTP address belongs to the whole cluster: where a Serve is already running, the
     application joins it under its own route, at that Serve's address. Otherwise one is started at
-    `cfg.host`:`cfg.port`. Raises ResourceError when the port is taken or nothing answers in time.
+    `cfg.host`:`cfg.port`. Raises ResourceError when the port is taken.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     host, port = _running_address() or _start_serve(cfg.host, cfg.port)
     name = _name()
     target = serve.RunTarget(app, name, f"/{name}", LoggingConfig(log_level="WARNING"))
-    deadline = time.monotonic() + START_S
     serve.run_many([target], wait_for_applications_running=False)
-    url = f"http://{_reachable(host)}:{port}/{name}"
+    return f"http://{_reachable(host)}:{port}/{name}"
+
+
+def wait(url: str) -> None:
+    """Return once the application that `start` deployed answers at `url`. Raises ResourceError when
+    it cannot be deployed or nothing answers in time; it is taken down again then."""
+    deadline = time.monotonic() + START_S
     try:
-        _wait_until_running(name, deadline)
+        _wait_until_running(_name(), deadline)
         _wait_until_healthy(url, deadline)
     except ResourceError:
         stop()
         raise
-    return url
 
 
 def stop() -> None:
@@ -95,8 +100,12 @@ def _start_serve(host: str, port: int) -> tuple[str, int]:
 
 def _on_head_node(function: Any, *args: Any) -> Any:
     """Serve's proxy lives on the head node, which need not be this one."""
-    task = ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})(function)
-    return ray.get(task.remote(*args), timeout=60)
+    heads = [node["NodeID"] for node in ray.nodes() if _HEAD in node["Resources"]]
+    if ray.get_runtime_context().get_node_id() in heads:
+        return function(*args)
+    return ray.get(
+        ray.remote(num_cpus=0, resources={_HEAD: 0.001})(function).remote(*args), timeout=60
+    )
 
 
 def _why_not_bindable(host: str, port: int) -> str:

@@ -88,7 +88,7 @@ def start(
     tokenizer: str | None = None,
     heldout: config.JudgeName | None = None,
 ) -> str:
-    """Deploy the verifier of a run on its Ray cluster; the URL, once it answers. Blocks.
+    """Deploy the verifier of a run on its Ray cluster; the URL at which it will answer, see `wait`.
 
     heldout: the judge that answers `VerifierClient(url, judge="heldout")`. Raises ResourceError,
     naming verifier.port, when that is taken, ConfigError for a judge that is not configured or a
@@ -99,6 +99,11 @@ def start(
     args |= {"tokenizer": tokenizer, "heldout": heldout, "log_level": "WARNING"}
     auth.token(settings.read(args), serving.bound_host(cfg))
     return serving.start(build(args), cfg)
+
+
+def wait(url: str) -> None:
+    """Return once what `start` deployed answers. Raises ResourceError when it cannot start."""
+    serving.wait(url)
 
 
 def stop() -> None:

@@ -43,7 +43,9 @@ def url(ray_session: str, tiny_checkpoint: Path) -> Iterator[str]:
     cfg = config.Verifier(
         port=free_port(), max_body_mb=0.25, checks=config.Checks(min_think_tokens=4)
     )
-    yield verifier.start(cfg, str(tiny_checkpoint), heldout="tinyworld")
+    address = verifier.start(cfg, str(tiny_checkpoint), heldout="tinyworld")
+    verifier.wait(address)
+    yield address
     verifier.stop()
 
 
@@ -200,7 +202,7 @@ def test_a_replica_that_cannot_start_is_reported_and_taken_down(ray_session, url
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serving, "_name", lambda: name)
         with pytest.raises(ResourceError, match="tokenizer"):
-            verifier.start(config.Verifier(), str(tmp_path))
+            verifier.wait(verifier.start(config.Verifier(), str(tmp_path)))
         from ray import serve
 
         assert name not in serve.status().applications

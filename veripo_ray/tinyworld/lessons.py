@@ -49,8 +49,7 @@ def _about_clips(
     folder: Path, lesson: str, clips: int, seed: int, rng: Random
 ) -> Iterator[Question]:
     scenes = list(islice(world.scenes(seed, held_out=False), clips))
-    for place, scene in enumerate(scenes):
-        render.write_mp4(folder / _video(place), scene)
+    render.write_clips([folder / _video(place) for place in range(clips)], scenes)
     number = 0
     while True:
         place = rng.randrange(clips)

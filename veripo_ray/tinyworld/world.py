@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -54,7 +54,12 @@ def write_world(folder: Path, *, questions: int, heldout: int, seed: int) -> Non
     """
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     for name, count in (("train", questions), ("heldout", heldout)):
-        write_questions(folder / f"{name}.jsonl", islice(_questions(folder, name, seed), count))
+        few = -(-count // QUESTIONS_PER_CLIP)
+        shown = list(islice(scenes(seed, held_out=name == "heldout"), few))
+        videos = [f"clips/{name}-{number:05d}.mp4" for number in range(few)]
+        render.write_clips([folder / video for video in videos], shown)
+        rows = _questions(f"questions {name} {seed}", videos, shown)
+        write_questions(folder / f"{name}.jsonl", islice(rows, count))
 
 
 def scenes(seed: int, *, held_out: bool) -> Iterator[Scene]:
@@ -96,15 +101,13 @@ def as_question(
     )
 
 
-def _questions(folder: Path, name: str, seed: int) -> Iterator[Question]:
-    """Endless; writes each clip before its questions. The tasks take turns."""
-    rng, tasks = Random(f"questions {name} {seed}"), cycle(TASKS)
-    for number, scene in enumerate(scenes(seed, held_out=name == "heldout")):
-        video = f"clips/{name}-{number:05d}.mp4"
-        render.write_mp4(folder / video, scene)
+def _questions(seed: str, videos: Sequence[str], shown: Sequence[Scene]) -> Iterator[Question]:
+    """The questions of every clip; the tasks take turns."""
+    rng, tasks = Random(seed), cycle(TASKS)
+    for video, scene in zip(videos, shown, strict=True):
         for task in islice(tasks, QUESTIONS_PER_CLIP):
             asked = ask(scene, task, rng)
-            id = f"{name}-{number:05d}-{task}"
+            id = f"{Path(video).stem}-{task}"
             yield as_question(asked, asked.gold(scene), id=id, video=video)
 
 
