@@ -58,10 +58,11 @@ class Options:
         whole = [_words(option) for option in options[: len(answers.LETTERS)]]
         cores = [_core(words) for words in whole]
         # `the box` for `In the box`, unless another option is `On the box`
-        self._phrases = [
-            {words} | ({core} if core and cores.count(core) == 1 else set())
-            for words, core in zip(whole, cores, strict=True)
-        ]
+        self._phrases: dict[str, list[tuple[str, tuple[str, ...]]]] = {}  # by their first word
+        for letter, words, core in zip(self.letters, whole, cores, strict=True):
+            own = {words} | ({core} if cores.count(core) == 1 else set())
+            for phrase in filter(None, own):
+                self._phrases.setdefault(phrase[0], []).append((letter, phrase))
         # `Point B` may be option A: then a letter in prose is not yet an option's
         self._labelled = any(
             len(word) == 1 and word.upper() in answers.LETTERS.upper() and word not in ("a", "i")
@@ -92,6 +93,8 @@ class Options:
 
     def remaining(self, thinking: str) -> str | None:
         """The only letter that the chain does not exclude anywhere, if it excludes all others."""
+        if len(set(self.letters) - letters.alone(thinking)) > 1:
+            return None  # the usual case, for little
         excluded = letters.excluded(thinking)
         left = [letter for letter in self.letters if letter not in excluded]
         return left[0] if len(left) == 1 and len(self.letters) > 1 else None
@@ -118,12 +121,10 @@ class Options:
         return Said()
 
     def _mentions(self, words: tuple[str, ...]) -> Iterator[_Mention]:
-        for letter, phrases in zip(self.letters, self._phrases, strict=True):
-            for phrase in phrases:
-                size = len(phrase)
-                for start in range(len(words) - size + 1 if size else 0):
-                    if words[start : start + size] == phrase:
-                        yield _Mention(letter, start, start + size)
+        for start, word in enumerate(words):
+            for letter, phrase in self._phrases.get(word, ()):
+                if words[start : start + len(phrase)] == phrase:
+                    yield _Mention(letter, start, start + len(phrase))
 
 
 @lru_cache(maxsize=256)

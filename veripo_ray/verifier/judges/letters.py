@@ -20,6 +20,7 @@ _NEGATED = re.compile(
     rf"{_NO}(?:\s+(?:be|is|it|options?|choice|the|answer|either))*\W{{0,3}}$", re.IGNORECASE
 )
 _DOUBTED = re.compile(r"(?:\bnot|n['\u2019]t|\bneither|\bnor|\bwhether|\bif)\b[^.,;]*$", re.I)
+_ALONE = re.compile(r"[A-J](?<!\w.)(?!\w)", re.DOTALL)  # a set first: the engine searches for it
 _AN_OPTION = re.compile(r"\b(?:option|choice|answer) $", re.IGNORECASE)
 _DENIED = re.compile(
     r"[)\]*$]{0,3}\s(?:(?:is|are|was|can|must|can be|must be|does|do) )?"
@@ -79,6 +80,11 @@ def stated(window: Window, *, labelled: bool) -> Said:
     doubted = _DOUBTED.search(window.before)
     lamp = labelled and not _AN_OPTION.search(window.before)
     return Said(None if doubted or lamp else window.stated)
+
+
+def alone(thinking: str) -> set[str]:
+    """The letters that stand by themselves anywhere."""
+    return set(_ALONE.findall(thinking))
 
 
 def excluded(thinking: str) -> set[str]:

@@ -6,6 +6,7 @@ import re
 
 from veripo_ray.scoring import answers
 from veripo_ray.verifier.judges import units
+from veripo_ray.verifier.judges.patterns import any_case
 from veripo_ray.verifier.judges.units import Quantity
 
 _SMALL = (
@@ -24,9 +25,7 @@ _SCALED = re.compile(
     rf"\b(\d{{1,9}}(?:\.\d{{1,9}})?) ({'|'.join(_SCALES)})\b(?: (?:and )?(\d{{1,9}})\b)?",
     re.ASCII | re.IGNORECASE,
 )
-_ANY = re.compile(
-    rf"\d|\b(?:once|twice|dozen|{'|'.join((*_SMALL, *_TENS))})\b", re.ASCII | re.IGNORECASE
-)
+_ANY = re.compile(rf"\d|\b{any_case('once', 'twice', 'dozen', *_SMALL, *_TENS)}\b", re.ASCII)
 _PHRASES = (
     (re.compile(r"\b(?:only|just|exactly) (?:once\b|one\b)", re.IGNORECASE), "1"),
     (re.compile(r"\bone and a half\b", re.IGNORECASE), "1.5"),

@@ -8,53 +8,64 @@ the text: no pattern here can match more than a few words, and the rest are sear
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+
+from veripo_ray.verifier.judges.patterns import any_case, each
 
 # Each begins a word, which is checked once and first.
 _STRONG = (
-    r"(?:answer|option|choice|conclusion|result|total|value)(?: here)?"
-    r"(?: is| must be| should be| would be| was|:)(?: therefore| thus| clearly| simply)?"
-    r"|(?:choose|pick|select|go with|answer with|guess(?: is|:)"
-    r"|i(?: would|['\u2019]d) (?:say|estimate)|i estimate|my (?:estimate|count)(?: is)?)\b"
-    r"|(?:that|this|which|it)(?: is| would be| must be|['\u2019]s) (?=option |choice )"
-    r"|(?:matches|corresponds to|leaves(?: only| us with)?|leaving(?: only)?)"
-    r"(?= (?:option |choice )?[(*]{0,3}(?-i:[A-J])\b)"
+    *each(
+        "answer|option|choice|conclusion|result|total|value",
+        r"(?: here)?(?: is| must be| should be| would be| was|:)"
+        r"(?: therefore| thus| clearly| simply)?",
+    ),
+    *each("choose|pick|select|go with|answer with|guess is|guess:|i estimate"),
+    *each("i would|i['\u2019]d", " (?:say|estimate)\\b"),
+    *each("my estimate|my count", r"(?: is)?\b"),
+    *each("that|this|which|it", "(?: is| would be| must be|['\u2019]s) (?=option |choice )"),
+    *each(
+        "matches|corresponds to|leaves only|leaves us with|leaves|leaving only|leaving",
+        r"(?= (?:option |choice )?[(*]{0,3}(?-i:[A-J])\b)",
+    ),
 )
 _WEAK = (
-    r"(?:so(?! (?:that|far|much|many|called|long|on)\b)|therefore|thus|hence|consequently"
-    r"|conclude(?: that)?|it follows that|in (?:total|summary|the end)|all in all|altogether"
-    r"|overall|all things considered|(?:which|this|that) means(?: that)?|to sum up)\b"
+    r"so\b(?! (?:that|far|much|many|called|long|on)\b)",
+    *each("therefore|thus|hence|consequently|it follows that|in total|in summary|in the end"),
+    *each("conclude that|conclude|all in all|altogether|overall|all things considered|to sum up"),
+    *each("which means|this means|that means", r"(?: that)?\b"),
 )
 _STATED = (
-    r"(?P<stated>[A-J])(?=\W{0,3}\s(?:(?:is|must be|seems) (?:the )?"
+    r"[A-J](?=\W{0,3}\s(?:(?:is|must be|seems) (?:the )?"
     r"(?:most likely|correct|right|best|true|only|answer)|(?:describes|matches|fits)\b))"
 )
-_CUE = re.compile(rf"(?P<boxed>\\boxed\{{)|(?<!\w)(?:{_STATED}|(?i:(?P<strong>{_STRONG})|{_WEAK}))")
+_BOXED = "\\boxed{"
+_CUE = re.compile(rf"{re.escape(_BOXED)}|(?<!\w)(?:{_STATED}|{any_case(*_STRONG, *_WEAK)})")
+_IS_STRONG = re.compile(any_case(*_STRONG))
 # What ends a window: the sentence, a turn of thought, or (tiny world) a look at another frame.
-_TURN = re.compile(
-    r"[.!?;](?=\s|$)|\n|\bf\d+\b|\b(?:wait|however|but|because|since|hmm|although|whereas)\b",
-    re.IGNORECASE,
+_TURN_WORDS = any_case(*each(r"f\d+|wait|however|but|because|since|hmm|although|whereas"))
+_TURN = re.compile(rf"[.!?;](?=\s|$)|\n|\b{_TURN_WORDS}")
+_AFTERTHOUGHT = any_case(
+    *each("wait|hmm+|actually|hold on|on second thought|on closer look"),
+    *each(
+        "let me|let['\u2019]s|i['\u2019]ll|i should",
+        r" (?:re-?|double[- ]?)?(?:check|verify|examine|consider)\b",
+    ),
 )
-_RECONSIDERS = re.compile(
-    r"\b(?:wait|hmm+|actually|hold on|on second thought|on closer look)\b"
-    r"|\b(?:let me|let['\u2019]s|i['\u2019]ll|i should) "
-    r"(?:re-?|double[- ]?)?(?:check|verify|examine|consider)\b"
-    r"|[.!?\n]\s{0,3}(?:but|however|no,)\s",
-    re.IGNORECASE,
-)
+_RECONSIDERS = re.compile(rf"\b{_AFTERTHOUGHT}|[.!?\n]\s{{0,3}}(?i:but|however|no,)\s")
 _CONFIRMS = re.compile(
     r"\b(?:yes|indeed|confirm(?:s|ed)?|consistent with|as expected|fits|still (?:holds|stands)"
     r"|holds|matches|agrees|(?:that|this|it|which) is (?:correct|right))\b",
     re.IGNORECASE,
 )
-_BOUNDARY = re.compile(r"[.!?](?=\s)|\n")
+_BOUNDARY = re.compile(r"[.!?\n](?:(?<=\n)|(?=\s))")  # a set first: the engine searches for it
 _SUPPOSES = re.compile(
-    r"\b(?:if|would|could|might|may|maybe|perhaps|whether|unless|tempting|seem(?:s|ed)?|think)\b",
-    re.IGNORECASE,
+    rf"\b{any_case(*each('if|would|could|might|may|maybe|perhaps|whether|unless|tempting'))}"
+    r"|\b(?i:seem(?:s|ed)?|think)\b"
 )
 _WINDOW, _SENTENCE, _MAX_CUES = 160, 240, 64
+_STEP = 128  # characters, more than a cue and what it looks at behind itself
 _MIN_AFTERTHOUGHT = 3  # words
 
 
@@ -78,9 +89,9 @@ class Window:
 
 def windows(thinking: str) -> Iterator[Window]:
     """The windows of the last cues, last first."""
-    for cue in reversed(deque(_CUE.finditer(thinking), maxlen=_MAX_CUES)):
+    for cue in islice(_cues(thinking), _MAX_CUES):
         text = thinking[cue.end() : cue.end() + _WINDOW]
-        boxed = cue["boxed"] is not None
+        boxed = cue[0] == _BOXED
         if boxed:
             text = _balanced(text)
         elif turn := _TURN.search(text):
@@ -89,13 +100,24 @@ def windows(thinking: str) -> Iterator[Window]:
         yield Window(
             text=text,
             span=(cue.start(), end),
-            strong=boxed or cue["strong"] is not None,
+            strong=boxed or _IS_STRONG.match(thinking, cue.start()) is not None,
             last=not thinking[end : end + _WINDOW].strip(" \n\t.!}$*"),
-            stated=cue["stated"],
+            stated=cue[0] if len(cue[0]) == 1 else None,
             before=thinking[max(0, cue.start() - 30) : cue.start()],
             behind=_next_sentences(thinking[end : end + 2 * _WINDOW]),
             boxed=boxed,
         )
+
+
+def _cues(thinking: str) -> Iterator[re.Match[str]]:
+    """Last first, from ever longer pieces: who reads a chain from its end seldom wants them all.
+    A piece begins behind a character that no cue holds, so it has those of the whole text."""
+    end, step = len(thinking), _STEP
+    while end > 0:
+        start = 1 + max(thinking.rfind(mark, 0, max(0, end - step)) for mark in ".,\n")
+        found = _CUE.finditer(thinking, start, end + _STEP)
+        yield from reversed([cue for cue in found if cue.start() < end])
+        end, step = start, 2 * step
 
 
 def last_sentence(thinking: str, behind: int) -> Window | None:
