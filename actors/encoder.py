@@ -26,13 +26,12 @@ class Encoder:
     """
 
     @classmethod
-    def actor(cls, cfg: config.Features, *, gpus: int = 0) -> Any:
-        """The class as Ray is to start it."""
+    def actor(cls, cfg: config.Features, **seat: Any) -> Any:
+        """The class as Ray is to start it; seat: options that say where, and with what."""
         return ray.remote(concurrency_groups={"asking": 1})(cls).options(
-            num_cpus=cfg.decoders,
-            num_gpus=gpus,
             max_concurrency=cfg.decoders + WAITING,
             runtime_env={"env_vars": _INLINE},
+            **{"num_cpus": cfg.decoders, **seat},
         )
 
     def __init__(

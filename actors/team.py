@@ -19,11 +19,13 @@ from actors.learner import LearnerRank
 from actors.pairing import as_shard
 from actors.reference import Reference
 from actors.rollout import RolloutWorker
+from actors.seats import Seats
 from actors.syncing import WeightSync
 from veripo_ray import codec, config
 from veripo_ray.errors import ResourceError
 from veripo_ray.learner import TrainGroup, TrainPair
 from veripo_ray.objectives.advantages import group_advantages
+from veripo_ray.placement import Role
 from veripo_ray.policy.prompting import build_prompt
 from veripo_ray.policy.qwen_vl import load_tokenizer, read_spec
 from veripo_ray.precision import gap_error
@@ -42,6 +44,7 @@ class Team:
 
     Encoder: type[Encoder] = Encoder
     RolloutWorker: type = RolloutWorker
+    seats: Seats
 
     def __init__(self, run: config.Run, checkpoint: Path) -> None:
         self.run, self.checkpoint = run, checkpoint
@@ -60,14 +63,15 @@ class Team:
         reference: Path | None,
         version: int,
     ) -> Team:
-        """Start every actor at once and wait until all have answered.
+        """Hold what the plan says, start every actor there and wait until all have answered.
 
         resumed: the checkpoint to go on from, of weights `version`; reference: what the reference
         holds then.
-        Raises ResourceError naming who did not answer in time.
+        Raises ResourceError naming what was not free, or who did not answer in time.
         """
         weights = resumed / "hf" if resumed else checkpoint
         team = cls(run, checkpoint)
+        team.seats = await Seats.take(run)
         team._create(weights, reference or checkpoint, version)
         await team._answer(team._everyone())
         await team._meet(resumed)
@@ -75,11 +79,11 @@ class Team:
 
     def _create(self, weights: Path, reference: Path, version: int) -> None:
         run, device = self.run, self.run.device
-        self.encoder = self.Encoder.actor(run.features, gpus=int(device == "cuda")).remote(
+        self.encoder = self.Encoder.actor(run.features, **self.seats.of(Role.ENCODER)).remote(
             str(self.checkpoint), run.video, run.features, device, frames=run.learner.train_vision
         )
         self.workers = [
-            _actor(self.RolloutWorker, device, run.rollout.tensor_parallel).remote(
+            self._actor(self.RolloutWorker, Role.ROLLOUT, number).remote(
                 str(weights),
                 run.rollout,
                 device=device,
@@ -91,7 +95,7 @@ class Team:
             for number in range(run.rollout.workers)
         ]
         self.ranks = [
-            _actor(LearnerRank, device, 1).remote(
+            self._actor(LearnerRank, Role.LEARNER, rank).remote(
                 str(self.checkpoint),  # not the resumed one, which will be pruned
                 run.learner,
                 device=device,
@@ -103,9 +107,12 @@ class Team:
             )
             for rank in range(run.learner.ranks)
         ]
-        self.reference = _actor(Reference, device, 1).remote(
+        self.reference = self._actor(Reference, Role.REFERENCE).remote(
             str(reference), run.learner, device=device, temperature=run.rollout.temperature
         )
+
+    def _actor(self, kind: type, role: Role, number: int = 0) -> Any:
+        return ray.remote(kind).options(**self.seats.of(role, number))
 
     def _everyone(self) -> dict[str, Any]:
         others = {**self._workers_by_name(), **self._ranks_by_name()}
@@ -315,11 +322,7 @@ class Team:
     def close(self) -> None:
         for actor in self._everyone().values():
             ray.kill(actor)
-
-
-def _actor(kind: type, device: str, gpus: int) -> Any:
-    """A Ray actor of the class; on a GPU cluster with GPUs of its own."""
-    return ray.remote(kind).options(num_cpus=1, num_gpus=gpus if device == "cuda" else 0)
+        self.seats.release()
 
 
 def _gap(scores: Sequence[np.ndarray], group: Group) -> float:

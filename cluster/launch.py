@@ -17,6 +17,7 @@ from rich.console import Console
 
 from actors.calls import result_now
 from actors.coordinator import Coordinator
+from actors.machines import cluster_now
 from actors.team import Team
 from cluster import preflight
 from cluster.cold_start import cold_start
@@ -25,6 +26,7 @@ from cluster.stopping import Stop
 from deployments import verifier
 from veripo_ray import config, recipe
 from veripo_ray.errors import ConfigError, ResourceError
+from veripo_ray.placement import plan
 from veripo_ray.progress import Progress
 from veripo_ray.runlog import read_summary
 
@@ -99,7 +101,7 @@ def follow_to_the_end(prepared: Prepared, *, resume: bool, team: type[Team] = Te
     run = prepared.run
     (run.output / CONFIG).write_text(recipe.dump(run))  # from here on `--resume` goes on with it
     with _cluster(run.device), Stop() as stop:
-        preflight.check_resources(run, ray.cluster_resources())
+        plan(run, cluster_now())  # refuses what does not fit
         checkpoint = cold_start(prepared, resume=resume, stop=stop)
         if checkpoint is None:
             return 128 + stop.signal

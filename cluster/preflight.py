@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -156,38 +156,6 @@ def _check_port(verifier: config.Verifier) -> None:
                 f"{error.strerror}",
                 fix=f"end what uses it, or choose another: verifier.port={verifier.port + 1}",
             ) from error
-
-
-def check_resources(run: config.Run, available: Mapping[str, float]) -> None:
-    """What the actors ask for at once must fit the cluster: a process that never starts tells
-    nobody why. `available`: what Ray says the cluster has."""
-    encoder = run.features.decoders
-    others = 1 + run.rollout.workers + run.learner.ranks  # the reference is one
-    cpus, gpus = _of_judges(run)
-    needs = {"CPU": float(encoder + others + run.verifier.replicas + cpus), "GPU": gpus}
-    if run.device == "cuda":
-        needs["GPU"] += float(
-            2 + run.rollout.workers * run.rollout.tensor_parallel + run.learner.ranks
-        )
-    for kind, needed in needs.items():
-        if available.get(kind, 0.0) < needed:
-            raise ResourceError(
-                f"the run needs {needed:g} {kind}s, the cluster has {available.get(kind, 0.0):g}: "
-                f"features.decoders = {encoder} (1 GPU), reference 1, "
-                f"rollout.workers = {run.rollout.workers}, "
-                f"rollout.tensor_parallel = {run.rollout.tensor_parallel}, "
-                f"learner.ranks = {run.learner.ranks}, "
-                f"verifier.replicas = {run.verifier.replicas}, "
-                f"the judge in vLLM {cpus:g} CPUs and {gpus:g} GPUs",
-                fix="add nodes, or lower these settings",
-            )
-
-
-def _of_judges(run: config.Run) -> tuple[float, float]:
-    """CPUs and GPUs of the model that Ray Serve hosts for a judge, if one is wanted."""
-    vllm = run.verifier.judges.vllm
-    wanted = any(judges.wants_vllm(name, run.verifier.judges) for name in run.judges)
-    return (vllm.replicas * vllm.cpus, vllm.replicas * vllm.gpus) if wanted else (0.0, 0.0)
 
 
 def _check_enough(run: config.Run, questions: Questions) -> None:

@@ -24,7 +24,7 @@ from deployments.endpoint import Endpoint
 from deployments.settings import Args
 from veripo_ray import config
 from veripo_ray.verifier import judges
-from veripo_ray.verifier.judges import Judge, by_name
+from veripo_ray.verifier.judges import Judge
 
 _SPARE = 16  # slots of a replica for what is refused at once, and for health checks
 
@@ -67,7 +67,7 @@ def build(args: dict[str, Any]) -> Application:
         **_scale(checked),
     )
     names = [checked.judge, *([checked.heldout] if checked.heldout else [])]
-    if any(by_name.wants_vllm(name, checked.judges) for name in names):
+    if any(config.wants_vllm(name, checked.judges) for name in names):
         return deployment.bind(checked.model_dump(), judge.bind(checked.judges.vllm))
     return deployment.bind(checked.model_dump())
 

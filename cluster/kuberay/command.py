@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,10 @@ from yaml import YAMLError
 from cluster.kuberay import manifests
 from cluster.kuberay.pods import DATA, Part
 from cluster.kuberay.values import Values
-from cluster.preflight import check_resources
 from veripo_ray import config, mistakes
 from veripo_ray import recipe as recipes
 from veripo_ray.errors import ConfigError
+from veripo_ray.placement import Cluster, Node, plan
 
 KINDS = ("job", "cluster", "service")
 
@@ -96,9 +97,12 @@ def recipe(values: Values) -> str:
 
 
 def _check_fits(values: Values, run: config.Run) -> None:
-    nodes = values.fixed_nodes + values.rollout.max_nodes
-    cpus = values.head.cpus + nodes * values.worker_pod.cpus
-    check_resources(run, {"CPU": float(cpus), "GPU": float(nodes * values.gpus_a_node)})
+    worker = Node("worker", float(values.worker_pod.cpus), float(values.gpus_a_node))
+    workers = [
+        replace(worker, id=f"worker-{number}")
+        for number in range(values.fixed_nodes + values.rollout.max_nodes)
+    ]
+    plan(run, Cluster((Node("head", float(values.head.cpus)), *workers)))
 
 
 def write(values: Values, kind: str, out: Path | None) -> list[Path]:

@@ -10,9 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from deployments import settings as verifier
 from veripo_ray import __version__
-from veripo_ray.config import Count, Positive, Settings
+from veripo_ray.config import Count, Positive, Settings, wants_vllm
 from veripo_ray.errors import ConfigError
-from veripo_ray.verifier.judges import wants_vllm
 
 # KubeRay appends to the names of a RayJob and a RayService, this project "-verifier" and "-dev".
 Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=38)]

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster import preflight
-from veripo_ray import cli, recipe
-from veripo_ray.errors import ResourceError, VeripoError
+from veripo_ray import cli
+from veripo_ray.errors import VeripoError
 
 
 def _refusal(*arguments: str | Path) -> str:
@@ -123,29 +123,6 @@ def test_a_dry_run_checks_everything_and_starts_nothing(
     assert "every check passed; nothing was started" in result.output
     assert "32 questions to train on, 4 held out" in result.output
     assert not output.exists()
-
-
-def test_a_cluster_that_is_too_small_is_refused_by_name(recipe_file: Path) -> None:
-    run = recipe.load(recipe_file, ["rollout.workers=3", "device=cpu"])
-    preflight.check_resources(run, {"CPU": 8.0})
-    with pytest.raises(
-        ResourceError, match=r"needs 8 CPUs, the cluster has 7.*rollout.workers = 3"
-    ):
-        preflight.check_resources(run, {"CPU": 7.0})
-    on_gpus = run.model_copy(update={"device": "cuda"})
-    with pytest.raises(ResourceError, match="needs 6 GPUs, the cluster has 0"):
-        preflight.check_resources(on_gpus, {"CPU": 64.0})
-
-
-def test_the_model_of_a_judge_needs_its_room_too(recipe_file: Path) -> None:
-    judge = ["evaluation.judge=vllm", "verifier.judges.vllm.model=/m"]
-    judge += ["verifier.judges.vllm.cpus=2", "verifier.judges.vllm.gpus=0.5"]
-    run = recipe.load(recipe_file, [*judge, "device=cpu"])
-    preflight.check_resources(run, {"CPU": 8.0, "GPU": 0.5})
-    with pytest.raises(ResourceError, match=r"needs 8 CPUs.*the judge in vLLM 2 CPUs"):
-        preflight.check_resources(run, {"CPU": 7.0, "GPU": 0.5})
-    with pytest.raises(ResourceError, match=r"needs 0.5 GPUs, the cluster has 0"):
-        preflight.check_resources(run, {"CPU": 8.0})
 
 
 def test_a_judge_that_cannot_be_asked(recipe_file: Path, tmp_path: Path) -> None:

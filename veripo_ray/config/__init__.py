@@ -1,6 +1,7 @@
 """Every setting, typed, with its default and source; checked whole before anything starts."""
 
 from veripo_ray.config.base import Count, DType, Fraction, Positive, Settings
+from veripo_ray.config.placement import Placement
 from veripo_ray.config.run import (
     Curriculum,
     Data,
@@ -33,6 +34,7 @@ from veripo_ray.config.verifier import (
     VllmJudge,
     YesNo,
     judge_problems,
+    wants_vllm,
 )
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "OpenAiJudge",
     "Pairs",
     "Phase",
+    "Placement",
     "Positive",
     "Prompt",
     "Rollout",
@@ -70,4 +73,5 @@ __all__ = [
     "VllmJudge",
     "YesNo",
     "judge_problems",
+    "wants_vllm",
 ]

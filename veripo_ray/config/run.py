@@ -13,7 +13,8 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from veripo_ray.config.base import Count, DType, Fraction, Positive, Settings
-from veripo_ray.config.verifier import JudgeName, Pairs, Verifier, judge_problems
+from veripo_ray.config.placement import Placement
+from veripo_ray.config.verifier import JudgeName, Pairs, Verifier, judge_problems, wants_vllm
 
 
 class TinyWorldData(Settings):
@@ -253,6 +254,7 @@ class Run(Settings):
     prompt: Prompt = Prompt()
     rollout: Rollout = Rollout()
     learner: Learner = Learner()
+    placement: Placement = Placement()
     verifier: Verifier = Verifier()
     pairs: Pairs = Pairs()
     curriculum: Curriculum = Curriculum()
@@ -277,6 +279,11 @@ class Run(Settings):
         return (self.verifier.judge, *([heldout] if heldout else []))
 
     @property
+    def asks_vllm(self) -> bool:
+        """Whether a judge asks the model that the run serves in vLLM."""
+        return any(wants_vllm(name, self.verifier.judges) for name in self.judges)
+
+    @property
     def cold_start(self) -> tuple[SftPhase, ...]:
         """The sft phases, which come before the loop."""
         return tuple(phase for phase in self.schedule if isinstance(phase, SftPhase))
@@ -294,6 +301,7 @@ class Run(Settings):
             *_token_problems(self),
             *_lora_problems(self),
             *_judge_problems(self),
+            *_layout_problems(self),
         ]
         if problems:
             raise ValueError("\n  ".join(problems))
@@ -377,6 +385,25 @@ def _lora_problems(run: Run) -> list[str]:
 def _judge_problems(run: Run) -> list[str]:
     found = [p for name in run.judges for p in judge_problems(name, run.verifier.judges)]
     return [f"verifier.{problem}" for problem in dict.fromkeys(found)]
+
+
+def _layout_problems(run: Run) -> list[str]:
+    if run.placement.layout == "separate":
+        return []
+    problems = []
+    if run.rollout.tensor_parallel > 1:
+        problems.append(
+            f"rollout.tensor_parallel = {run.rollout.tensor_parallel} does not go with "
+            "placement.layout = colocated, where a worker has a part of one GPU; make it 1, or the "
+            "layout separate"
+        )
+    problems += [
+        f"schedule.{index}.staleness = 1 samples while the learner works, and in "
+        "placement.layout = colocated workers sleep then; make it 0, or the layout separate"
+        for index, phase in enumerate(run.schedule)
+        if phase.phase == "grpo" and phase.staleness
+    ]
+    return problems
 
 
 def _next_multiple(value: int, of: int) -> int:

@@ -153,3 +153,8 @@ def judge_problems(name: JudgeName, judges: Judges) -> list[str]:
             )
         problems += [problem for member in members for problem in judge_problems(member, judges)]
     return problems
+
+
+def wants_vllm(name: JudgeName, judges: Judges) -> bool:
+    """Whether this judge needs the deployment that serves a model in vLLM."""
+    return name == "vllm" or (name == "committee" and "vllm" in judges.committee.members)

@@ -80,6 +80,8 @@ class Engine:
                 max_num_seqs=cfg.max_num_seqs,
                 max_num_batched_tokens=max(cfg.max_model_len, 8192),
                 tensor_parallel_size=cfg.tensor_parallel,
+                # Left to itself vLLM would look for bundles of its own in our placement group.
+                distributed_executor_backend="mp" if cfg.tensor_parallel > 1 else "uni",
                 gpu_memory_utilization=cfg.gpu_memory_utilization,
                 enforce_eager=device == "cpu",
                 block_size=CPU_BLOCK if device == "cpu" else None,

@@ -6,7 +6,7 @@ or no, through an `Ask`; a committee asks several. `build` makes the one that th
 """
 
 from veripo_ray.verifier.judges.ask import Answered, Ask
-from veripo_ray.verifier.judges.by_name import breakers, build, close, wants_vllm
+from veripo_ray.verifier.judges.by_name import breakers, build, close
 from veripo_ray.verifier.judges.case import Case, Judge, Judgement
 from veripo_ray.verifier.judges.rules import Rules
 from veripo_ray.verifier.judges.tinyworld import TinyWorld
@@ -22,5 +22,4 @@ __all__ = [
     "breakers",
     "build",
     "close",
-    "wants_vllm",
 ]

@@ -30,11 +30,6 @@ def build(name: config.JudgeName, cfg: config.Judges, vllm: Ask | None = None) -
     return _build(name, cfg, vllm)
 
 
-def wants_vllm(name: config.JudgeName, cfg: config.Judges) -> bool:
-    """Whether this judge needs the deployment that serves a model in vLLM."""
-    return name == "vllm" or (name == "committee" and "vllm" in cfg.committee.members)
-
-
 async def close(judge: Judge) -> None:
     """Close the connections that a judge holds. It may be used again, and opens new ones."""
     for part in _parts(judge):

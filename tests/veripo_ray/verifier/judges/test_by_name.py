@@ -10,7 +10,7 @@ import pytest
 from veripo_ray import config
 from veripo_ray.errors import ConfigError
 from veripo_ray.records import Kind
-from veripo_ray.verifier.judges import Answered, Case, breakers, build, close, wants_vllm
+from veripo_ray.verifier.judges import Answered, Case, breakers, build, close
 
 OPENAI = config.OpenAiJudge(url="http://127.0.0.1:9/v1", model="m")
 ALL = config.Judges(
@@ -59,7 +59,7 @@ def test_what_is_missing_is_named(name, judges, problem):
 
 @pytest.mark.parametrize("name", ["vllm", "committee"])
 def test_a_model_that_nobody_serves_is_told_with_what_to_do(name):
-    assert wants_vllm(name, ALL)
+    assert config.wants_vllm(name, ALL)
     with pytest.raises(ConfigError, match="none is served here") as error:
         build(name, ALL)
     assert "serve run deployments.verifier:build judge=vllm" in error.value.fix
@@ -67,7 +67,9 @@ def test_a_model_that_nobody_serves_is_told_with_what_to_do(name):
 
 def test_only_those_that_ask_the_served_model_want_it():
     two = config.Judges(committee=config.Committee(members=("rules", "openai")), openai=OPENAI)
-    assert not any(wants_vllm(name, two) for name in ("rules", "tinyworld", "openai", "committee"))
+    assert not any(
+        config.wants_vllm(name, two) for name in ("rules", "tinyworld", "openai", "committee")
+    )
 
 
 def test_each_judge_has_the_threshold_of_its_own_section():
