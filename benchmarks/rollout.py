@@ -6,12 +6,15 @@ The sides take turns in one process, on the same weights, requests, features, ba
 
     worker        RolloutWorker, a Ray actor: questions dealt by another actor, groups streamed
     sampler       the same Sampler without Ray
-    vllm          the same engine, all requests added at once, then stepped until it is empty
+    vllm          the same engine, all requests added at once, then stepped until it is empty; it
+                  gives what the worker gives: ids, log-probabilities and texts
+    vllm_ids      the same without texts: all that a rollout costs vLLM itself
     transformers  generate, as many rollouts at once as vLLM's batch holds, pixels through the tower
 
 Prints medians over the rounds. over_vllm is the median of the rounds' ratios worker / vllm, by wall
-time; on a machine that others use as well, look at the ratio by CPU seconds of the sampling process
-beside it (which does not see time spent idle). The first three must draw the same tokens.
+time, over_vllm_ids that of vllm_ids; on a machine that others use as well, look at the ratios by
+CPU seconds of the sampling process beside them (which do not see time spent idle). The first four
+must draw the same tokens.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ from veripo_ray.policy.media import Features, Spec
 from veripo_ray.records import Kind, Question
 from veripo_ray.sampler import SampleRequest
 
-SIDES = ("worker", "sampler", "vllm", "transformers")
+SIDES = ("worker", "sampler", "vllm", "vllm_ids", "transformers")
 SEED = 7
 SLOW_ROUNDS = 2  # in which transformers takes part: it is no close race
 
@@ -125,19 +128,29 @@ def _measure(regime: Regime, rounds: int) -> dict[str, Any]:
         "questions": regime.questions,
         "group": regime.group,
         "prompt_tokens": prompt_tokens(regime),
-        "tokens_per_second": _rates(turns, lambda turn: turn.wall),
-        "tokens_per_cpu_second": _rates(turns, lambda turn: turn.cpu),
-        "over_vllm": _ratio(turns, "worker", lambda turn: turn.wall),
-        "over_vllm_cpu": _ratio(turns, "worker", lambda turn: turn.cpu),
-        "sampler_over_vllm": _ratio(turns, "sampler", lambda turn: turn.wall),
-        "sampler_over_vllm_cpu": _ratio(turns, "sampler", lambda turn: turn.cpu),
+        "tokens_per_second": _rates(turns, _wall),
+        "tokens_per_cpu_second": _rates(turns, _cpu),
+        **{
+            f"{own}over_{bare}{unit}": _ratio(turns, side, bare, seconds)
+            for own, side in (("", "worker"), ("sampler_", "sampler"))
+            for bare in ("vllm", "vllm_ids")
+            for unit, seconds in (("", _wall), ("_cpu", _cpu))
+        },
     }
     _print(row)
     return row
 
 
+def _wall(turn: Turn) -> float:
+    return turn.wall
+
+
+def _cpu(turn: Turn) -> float:
+    return turn.cpu
+
+
 def _same_tokens(turns: dict[str, list[Turn]]) -> None:
-    digests = {turn.digest for name in SIDES[:3] for turn in turns[name]}
+    digests = {turn.digest for name in SIDES[:-1] for turn in turns[name]}
     if len(digests) > 1:
         raise SystemExit("worker, sampler and bare vLLM did not draw the same tokens")
 
@@ -149,10 +162,12 @@ def _rates(turns: dict[str, list[Turn]], seconds: Callable[[Turn], float]) -> di
     }
 
 
-def _ratio(turns: dict[str, list[Turn]], name: str, seconds: Callable[[Turn], float]) -> float:
+def _ratio(
+    turns: dict[str, list[Turn]], own: str, bare: str, seconds: Callable[[Turn], float]
+) -> float:
     """The median over the rounds of vLLM's time over ours: they sampled the same tokens."""
-    rounds = zip(turns[name], turns["vllm"], strict=True)
-    return round(statistics.median(seconds(bare) / seconds(own) for own, bare in rounds), 3)
+    rounds = zip(turns[own], turns[bare], strict=True)
+    return round(statistics.median(seconds(theirs) / seconds(ours) for ours, theirs in rounds), 3)
 
 
 def _print(row: dict[str, Any]) -> None:
@@ -161,12 +176,10 @@ def _print(row: dict[str, Any]) -> None:
     for name in SIDES:
         wall, cpu = row["tokens_per_second"][name], row["tokens_per_cpu_second"][name]
         print(f"  {name:20}{wall:10.1f}{cpu:10.1f}")
-    print(f"  worker over vllm    {row['over_vllm']:10.3f}{row['over_vllm_cpu']:10.3f}")
-    print(
-        f"  sampler over vllm   {row['sampler_over_vllm']:10.3f}"
-        f"{row['sampler_over_vllm_cpu']:10.3f}",
-        flush=True,
-    )
+    for own in ("", "sampler_"):
+        for bare in ("vllm", "vllm_ids"):
+            name = f"{own}over_{bare}"
+            print(f"  {name:20}{row[name]:10.3f}{row[f'{name}_cpu']:10.3f}", flush=True)
 
 
 def prompt_tokens(regime: Regime) -> int:
@@ -273,10 +286,17 @@ class Host(RolloutWorker):
         return self._timed(work)
 
     def time_vllm(self) -> Turn:
+        return self._bare(texts=True)
+
+    def time_vllm_ids(self) -> Turn:
+        return self._bare(texts=False)
+
+    def _bare(self, *, texts: bool) -> Turn:
         """LLMEngine as its own users drive it, every request in its queue from the start."""
         engine = self.sampler._engine._vllm
         own = {name: _sampling(self.regime)[name] for name in ("n", "temperature", "max_tokens")}
         settings = self.sampler._engine.settings(**own)
+        settings.detokenize = texts
         prompts = {request.id: _vllm_prompt(request) for request in self.asked}
 
         def work() -> dict[str, Sequence[np.ndarray]]:
@@ -286,6 +306,7 @@ class Host(RolloutWorker):
             done = []
             while engine.has_unfinished_requests():
                 done += engine.step()
+            assert any(out.text for one in done for out in one.outputs) == texts
             return {one.request_id: [out.token_ids for out in one.outputs] for one in done}
 
         return self._timed(work)
