@@ -7,9 +7,9 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
+from cluster.models import model_folder
 from cluster.questions import FOLDER, Questions, pack, unpack
 from veripo_ray import config
 from veripo_ray.errors import ConfigError, DataError, ResourceError
@@ -60,9 +60,10 @@ def prepare(run: config.Run, *, resume: bool = False, scratch: Path | None = Non
     """Check model, data, disk, device and port. Raises the first error it finds.
 
     The questions go into the run's folder, or into `scratch`; those of a resumed run are there.
+    A model on the Hub is fetched last, when all else is well, and not for `scratch`.
     """
     run = resolve(run)
-    checkpoint = model_folder(run.model)
+    checkpoint = model_folder(run.model, weights=False)
     read_spec(checkpoint)
     if run.learner.train_vision:  # learner and rollout workers must make the same pixels of frames
         Pixels.load(checkpoint)
@@ -71,10 +72,12 @@ def prepare(run: config.Run, *, resume: bool = False, scratch: Path | None = Non
     _check_judges(run)
     _check_port(run.verifier)
     if resume:
-        return Prepared(run, checkpoint, unpack(run.output))
+        return Prepared(run, model_folder(run.model), unpack(run.output))
     with _taken_back(scratch or run.output) as output:
         questions = pack(run, output)
         _check_enough(run, questions)
+        if scratch is None:
+            checkpoint = model_folder(run.model)
     return Prepared(run, checkpoint, questions)
 
 
@@ -116,13 +119,6 @@ def _device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def model_folder(model: str) -> Path:
-    """The checkpoint's folder; 'tinyworld' is the one that ships with the package."""
-    if model == "tinyworld":
-        return Path(str(resources.files("veripo_ray") / "tinyworld" / "checkpoint"))
-    return Path(model).expanduser().absolute()
 
 
 def _check_disk(output: Path) -> None:

@@ -19,6 +19,9 @@ schedule: [grpo, dpo, {phase: grpo, lr: 2e-4}]
 """
 
 
+PAPER_RATES = [1e-6, 5e-7, 5e-7, 5e-7]
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
@@ -29,8 +32,41 @@ def file(tmp_path: Path) -> Path:
 def test_every_shipped_recipe_is_valid() -> None:
     assert "quickstart" in recipe.available()
     for name in recipe.available():
-        if name != "sft_cold_start":  # names a user's own files
-            assert recipe.load(name).schedule
+        assert recipe.load(name).schedule
+
+
+LARGE = [name for name in recipe.available() if name.startswith("qwen")]
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_recipes_for_real_models_have_the_papers_hyperparameters(name: str) -> None:
+    """VerIPO (arXiv 2505.19000): see veripo_ray/config for where each is from."""
+    run = recipe.load(name)
+    assert run.output.name == name
+    grpo, dpo, again, last = run.schedule
+    times = 10 if run.learner.lora else 1  # adapters learn at ten times the rates [ours]
+    assert [phase.lr for phase in run.schedule] == pytest.approx([times * lr for lr in PAPER_RATES])
+    assert isinstance(grpo, GrpoPhase)
+    assert isinstance(again, GrpoPhase)
+    for phase in (grpo, again):
+        assert (phase.rollout_batch, phase.train_batch, phase.kl_coef) == (64, 64, 0)
+    for phase in (dpo, last):
+        assert isinstance(phase, DpoPhase)
+        assert (phase.beta, phase.batch_pairs) == (0.1, 32)
+    assert (run.rollout.group_size, run.rollout.temperature) == (8, 1.0)
+    assert (run.curriculum.drop_solved, run.learner.train_vision) == (0.8, False)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_longest_video_a_page_of_text_and_an_answer_fit_the_context(name: str) -> None:
+    run = recipe.load(name)
+    factor = 32 if name.startswith("qwen3") else 28  # pixels a side of what becomes one token
+    steps = run.video.max_frames // 2
+    video = steps * (run.video.max_pixels // factor**2)
+    if name.startswith("qwen3"):
+        video += 10 * steps  # words that tell the time of each
+    longest = max(run.rollout.max_tokens, run.evaluation.max_tokens)
+    assert video + 800 + longest <= run.rollout.max_model_len
 
 
 def test_phase_sections_lie_under_the_schedules_entries(file: Path) -> None:
@@ -74,7 +110,7 @@ def test_the_resolved_configuration_reads_back_equal(file: Path, tmp_path: Path)
         ),
         ("schedule=[dpo]", "a dpo phase needs a grpo phase right before it"),
         ("learner.ranks=64", r"train_batch = 16 gives some of the 64 learner ranks nothing"),
-        ("rollout.max_tokens=30000", "rollout.max_model_len = 20480 leaves no room"),
+        ("rollout.max_tokens=30000", "rollout.max_model_len = 21504 leaves no room"),
         ("data.train=x.jsonl", "both files and data.tinyworld are set"),
         ("data.tinyworld=null", "set data.train and data.heldout"),
         ("schedule.9.lr=1", "does not fit the recipe"),
@@ -98,6 +134,13 @@ def test_adapters_and_a_tower_that_learns_exclude_each_other(file: Path) -> None
     assert recipe.load(file, ["learner.lora={}"]).learner.lora == Lora()
     with pytest.raises(ConfigError, match="train_vision = true would train the whole tower"):
         recipe.load(file, ["learner.lora.rank=8", "learner.train_vision=true"])
+
+
+def test_a_worker_that_drops_its_weights_cannot_be_sent_some_of_them(file: Path) -> None:
+    sharing = ["placement.layout=colocated", "placement.sleep_level=2"]
+    assert recipe.load(file, sharing).placement.sleep_level == 2
+    with pytest.raises(ConfigError, match="sleep_level = 2 drops"):
+        recipe.load(file, [*sharing, "learner.lora.rank=8"])
 
 
 def test_all_mistakes_are_told_at_once(file: Path) -> None:

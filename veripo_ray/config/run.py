@@ -74,7 +74,7 @@ class Rollout(Settings):
     group_size: Annotated[int, Field(ge=2)] = 8  # [paper]
     temperature: Positive = 1.0  # [paper]
     max_tokens: Count = 2048
-    max_model_len: Count = 20_480
+    max_model_len: Count = 21_504  # a video's 16,384, some 1,000 of text, 4,096 new ones
     max_num_seqs: Count = 128
     kv_cache_gb: Positive = 1.0
     gpu_memory_utilization: Fraction = 0.85
@@ -243,7 +243,10 @@ Phase = Annotated[SftPhase | GrpoPhase | DpoPhase, Field(discriminator="phase")]
 class Run(Settings):
     """A whole run."""
 
-    model: str = Field(description="'tinyworld' or a folder in Hugging Face layout")
+    model: str = Field(
+        description="'tinyworld', a folder in Hugging Face layout, or a model on the Hugging Face "
+        "Hub: ORGANISATION/NAME, perhaps @REVISION"
+    )
     output: Path = Path("runs/run")
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -371,6 +374,11 @@ def _lora_problems(run: Run) -> list[str]:
         problems.append(
             "learner.train_vision = true would train the whole tower beside adapters; set it to "
             "false, or learner.lora=null to train every weight"
+        )
+    if lora and run.placement.layout == "colocated" and run.placement.sleep_level == 2:
+        problems.append(
+            "placement.sleep_level = 2 drops a rollout worker's weights, and learner.lora sends "
+            "those back that change; make it 1"
         )
     if lora and len(set(lora.targets)) < len(lora.targets):
         problems.append("learner.lora.targets names one twice; name each once")
