@@ -25,6 +25,7 @@ from actors.pairing import PairStream
 from actors.runbook import RunBook
 from actors.team import Team
 from veripo_ray import config, curriculum
+from veripo_ray.attempt import Attempt
 from veripo_ray.errors import DataError
 from veripo_ray.evaluation import StageFigures
 from veripo_ray.objectives.advantages import is_informative
@@ -58,6 +59,7 @@ class Coordinator:
         left_out: LeftOut,
         verifier_url: str,
         resume: bool,
+        attempt: Attempt | None = None,
         cleanup: Callable[[], None] | None = None,
         team: type[Team] = Team,
     ) -> None:
@@ -68,15 +70,18 @@ class Coordinator:
         self.client = VerifierClient(verifier_url, run.verifier.timeout_s)
         other: Literal["heldout"] | None = "heldout" if run.heldout_judge else None
         self.examiner = VerifierClient(verifier_url, run.verifier.timeout_s, judge=other)
-        self.book = RunBook(run, questions=len(train), resume=resume)
+        self.book = RunBook(run, questions=len(train), resume=resume, attempt=attempt)
         self.state = self.book.state
         self.stopping = False
+        self.over = asyncio.Event()
+        self.over.set()
         self.cleanup = cleanup
 
     # --- the loop
 
     async def run(self) -> str:
         """Train to the end of the schedule: 'finished', or 'stopped' with a checkpoint on disk."""
+        self.over.clear()
         try:
             await self._start()
             if not self.state.stages:
@@ -95,8 +100,12 @@ class Coordinator:
         except Stopped:
             self.book.write(finished=False)
             return "stopped"
+        except Exception:
+            self.book.attempt.check()  # once overtaken, things fail in many ways for one reason
+            raise
         finally:
             await self._close()
+            self.over.set()
             asyncio.get_running_loop().call_later(LINGER_S, self._leave)
 
     async def _explore(self, phase: config.GrpoPhase) -> None:
@@ -408,7 +417,7 @@ class Coordinator:
             raise Stopped
 
     async def _save(self) -> None:
-        writing = self.book.checkpoints.begin()
+        writing = self.book.begin_checkpoint()
         await self.team.save(writing)
         await self._count_media()
         self.book.commit(writing)
@@ -438,6 +447,12 @@ class Coordinator:
     async def stop(self) -> None:
         """Finish the step in progress, write a checkpoint, and end `run` with 'stopped'."""
         self.stopping = True
+
+    async def retire(self) -> None:
+        """As `stop`, then leave at once: for the attempt that goes on with this run."""
+        await self.stop()
+        await self.over.wait()
+        self._leave()
 
 
 def _informative(group: Group) -> bool:

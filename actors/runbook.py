@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veripo_ray import config, journal
+from veripo_ray.attempt import Attempt
 from veripo_ray.progress import Eta, Status
 from veripo_ray.questions import LeftOut
 from veripo_ray.records import Group, JudgedGroup
@@ -54,11 +55,13 @@ _PACKAGES = (
 class RunBook:
     """The run's folder and its position. Parts that count (feed, judging) are attached later."""
 
-    def __init__(self, run: config.Run, *, questions: int, resume: bool) -> None:
+    def __init__(
+        self, run: config.Run, *, questions: int, resume: bool, attempt: Attempt | None = None
+    ) -> None:
         self.run, self.folder, self.questions = run, run.output, questions
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.attempt = attempt or Attempt.begin(self.folder)
         self.checkpoints = Checkpoints(self.folder)
-        self.journals = journal.RunJournals(self.folder)
+        self.journals = journal.RunJournals(self.folder, self.attempt.writing)
         self.metrics = MetricsLog(self.folder)
         self.resumed = self.checkpoints.latest() if resume else None
         self.state = read_state(self.resumed) if self.resumed else RunState.beginning(questions)
@@ -77,7 +80,8 @@ class RunBook:
         """Everything after the checkpoint goes: no group, verdict or pair is written twice."""
         empty = dict.fromkeys(self.journals.sizes(), 0)
         self.journals.truncate(self.state.journal_sizes or empty)
-        self.metrics.truncate(self.state.metrics_size)
+        with self.attempt.writing():
+            self.metrics.truncate(self.state.metrics_size)
 
     def reference_checkpoint(self) -> Path | None:
         """The checkpoint that entered the phase now resumed; None: the one the run began with."""
@@ -169,7 +173,8 @@ class RunBook:
         self._eta.observe(phase, seconds)
         values = {**self._step_values, **_means(self._learned)}
         values |= {"seconds": seconds, "policy_version": self.state.version}
-        self.metrics.append(phase, self.state.iteration, self.state.step, values)
+        with self.attempt.writing():
+            self.metrics.append(phase, self.state.iteration, self.state.step, values)
         self.show(
             phase=phase,
             step=self.state.step,
@@ -192,7 +197,8 @@ class RunBook:
 
     def begin_samples(self, samples: Sequence[Sample]) -> None:
         """The held-out questions that the report follows through the stages."""
-        write_samples(self.folder, samples)
+        with self.attempt.writing():
+            write_samples(self.folder, samples)
         self._shown = {sample.id for sample in samples}
 
     def begin_evaluation(self) -> None:
@@ -230,7 +236,8 @@ class RunBook:
         )
         state.stages.append(stage)
         self._eta.observe("evaluation", stage.evaluation_seconds)
-        add_stage_samples(self.folder, stage_label(iteration, phase), self._answers)
+        with self.attempt.writing():
+            add_stage_samples(self.folder, stage_label(iteration, phase), self._answers)
         self.show(accuracy=stage.accuracy, inconsistency=stage.inconsistency, step=0, steps=0)
         self.write(finished=False)
 
@@ -242,20 +249,28 @@ class RunBook:
 
     # --- files
 
+    def begin_checkpoint(self) -> Path:
+        """Where the learner is to write the next one."""
+        with self.attempt.writing():
+            return self.checkpoints.begin(self.attempt.number)
+
     def commit(self, writing: Path) -> None:
         """Make the checkpoint in `writing` whole: the position, and where every journal ends."""
         self.state.journal_sizes = self.journals.sizes()
         self.state.metrics_size = self.metrics.size()
-        self.checkpoints.commit(writing, self.state, self.run.keep_checkpoints)
+        with self.attempt.writing():
+            self.checkpoints.commit(writing, self.state, self.run.keep_checkpoints)
         self.write(finished=False)
 
     def write(self, *, finished: bool) -> None:
-        write_summary(self.folder, self._summary(finished))
+        with self.attempt.writing():
+            write_summary(self.folder, self._summary(finished))
 
     def finish(self) -> None:
         self.write(finished=True)
         self.show(message="writing the report")
-        write_report(self.folder)
+        with self.attempt.writing():
+            write_report(self.folder)
 
     def close(self) -> None:
         self.metrics.close()

@@ -20,6 +20,7 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from veripo_ray import config
+from veripo_ray.attempt import Attempt
 from veripo_ray.errors import ResourceError, VeripoError
 from veripo_ray.sft.demonstrations import load_demonstrations, step_folder, steps_of
 
@@ -37,10 +38,22 @@ class _Job:
     phase: config.SftPhase
     checkpoint: Path
     output: Path
+    attempt: Attempt | None
+
+    def stopping(self) -> bool:
+        """Whether a stop was asked for. Raises TakenOver in an attempt that may not write."""
+        if self.attempt:
+            self.attempt.check()
+        return (self.output / _STOP).exists()
 
 
 def train_sft(
-    run: config.Run, phase: config.SftPhase, start_checkpoint: Path, output: Path, resume: bool
+    run: config.Run,
+    phase: config.SftPhase,
+    start_checkpoint: Path,
+    output: Path,
+    resume: bool,
+    attempt: Attempt | None = None,
 ) -> Path | None:
     """One sft phase from `start_checkpoint`; returns the folder of the trained checkpoint in
     Hugging Face layout, None when it was asked to stop before. Needs a running Ray and, for
@@ -63,7 +76,7 @@ def train_sft(
         return last / "hf"
     trainer = TorchTrainer(
         _rank,
-        train_loop_config={"job": _Job(run, phase, start_checkpoint.absolute(), output)},
+        train_loop_config={"job": _Job(run, phase, start_checkpoint.absolute(), output, attempt)},
         torch_config=TorchConfig("nccl" if on_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(num_workers=run.learner.ranks, use_gpu=on_gpu),
         run_config=RunConfig(
@@ -150,7 +163,7 @@ def _rank(settings: dict[str, _Job]) -> None:
         if last:
             student.learner.load(last.path)
         report = _Report(job.output, context.get_world_rank())
-        student.imitate(questions, job.output, report, stop=(job.output / _STOP).exists)
+        student.imitate(questions, job.output, report, stop=job.stopping)
 
 
 @dataclass(frozen=True, slots=True)

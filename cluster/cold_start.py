@@ -12,12 +12,13 @@ from rich.console import Console
 from actors.sft import METRICS, ask_to_stop, train_sft
 from cluster.preflight import Prepared
 from cluster.stopping import Stop
+from veripo_ray.attempt import Attempt
 from veripo_ray.progress import Progress, Status
 
 POLL_S = 0.5
 
 
-def cold_start(prepared: Prepared, *, resume: bool, stop: Stop) -> Path | None:
+def cold_start(prepared: Prepared, attempt: Attempt, *, resume: bool, stop: Stop) -> Path | None:
     """Run the sft phases, one after the other, each from what the one before has made; returns
     the last checkpoint, or the run's own where there is no such phase.
 
@@ -27,26 +28,35 @@ def cold_start(prepared: Prepared, *, resume: bool, stop: Stop) -> Path | None:
     checkpoint: Path | None = prepared.checkpoint
     for number in range(len(prepared.run.cold_start)):
         if checkpoint is not None:
-            checkpoint = _phase(prepared, number, checkpoint, resume=resume, stop=stop)
+            stop.patient = True
+            checkpoint = _phase(prepared, number, checkpoint, attempt, resume=resume, stop=stop)
     return checkpoint
 
 
 def _phase(
-    prepared: Prepared, number: int, start: Path, *, resume: bool, stop: Stop
+    prepared: Prepared,
+    number: int,
+    start: Path,
+    attempt: Attempt,
+    *,
+    resume: bool,
+    stop: Stop,
 ) -> Path | None:
     """One phase in a thread of its own, with a look at it, and at `stop`, twice a second."""
     run = prepared.run
     folder = run.output / "sft" / str(number)
     with ThreadPoolExecutor(1, thread_name_prefix="sft") as pool, Progress() as progress:
         phase = run.cold_start[number]
-        result = pool.submit(train_sft, run, phase, start, folder, resume)
+        result = pool.submit(train_sft, run, phase, start, folder, resume, attempt)
         while wait([result], timeout=POLL_S).not_done:
             progress.update(_status(prepared, number, folder))
             if stop.signal:
                 ask_to_stop(folder)
+    stop.patient = False
     trained = result.result()
     if trained is None:
-        Console(highlight=False).print(f"stopped; --resume goes on from {_step(folder)}")
+        told = f"stopped by {stop.name}; --resume goes on from {_step(folder)}"
+        Console(highlight=False).print(told, soft_wrap=True)
     return trained
 
 

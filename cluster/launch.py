@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,22 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from actors.calls import result_now
 from actors.coordinator import Coordinator
 from actors.machines import cluster_now
 from actors.team import Team
-from cluster import preflight
+from cluster import job, preflight
 from cluster.cold_start import cold_start
 from cluster.preflight import CONFIG, Prepared
-from cluster.stopping import Stop
+from cluster.stopping import Stop, StoppedAtOnce
 from deployments import verifier
+from veripo_ray import attempt as attempts
 from veripo_ray import config, recipe
-from veripo_ray.errors import ConfigError, ResourceError
+from veripo_ray.attempt import Attempt
+from veripo_ray.errors import ConfigError, ResourceError, TakenOver
 from veripo_ray.placement import plan
 from veripo_ray.progress import Progress
 from veripo_ray.runlog import read_summary
+from veripo_ray.runstate import Checkpoints
 
 NAMESPACE = "veripo"
 POLL_S = 0.5
@@ -37,20 +43,52 @@ LOCAL_CPUS = 16
 LOCAL_STORE_BYTES = 1 << 30
 _SAME = ("model", "seed", "schedule", "data", "video", "prompt", "learner.train_vision")
 SHOWN_BAD = 10
+RETIRE_S = 600.0  # how long an attempt that goes on waits for the checkpoint of the one before
+RELEASE_S = 30.0  # how long Ray may take to give an actor's name free
 
 
 def train(run: config.Run, *, resume: bool, overwrite: bool, dry_run: bool) -> int:
     """The whole of `veripo train`. Returns the exit status: 0 finished, 128 + signal stopped."""
-    if dry_run:
-        return _only_check(run, resume=resume)
-    preflight.check_output(run, resume=resume, overwrite=overwrite)
-    _make_room(run.output, resume=resume, overwrite=overwrite)
-    if resume:
-        _check_same_run(run)
-    prepared = preflight.prepare(run, resume=resume)
-    _print_plan(prepared)
-    Console(highlight=False).print("starting Ray and the verifier: about 20 seconds")
-    return follow_to_the_end(prepared, resume=resume)
+    run = job.place(run)
+    with Stop() as stop, _told_how_it_ended(run, stop):
+        if dry_run:
+            return _only_check(run, resume=resume)
+        preflight.check_output(run, resume=resume, overwrite=overwrite)
+        _make_room(run.output, resume=resume, overwrite=overwrite)
+        if resume:
+            _check_same_run(run)
+        prepared = preflight.prepare(run, resume=resume)
+        _print_plan(prepared)
+        Console(highlight=False).print("starting Ray and the verifier: about 20 seconds")
+        return follow_to_the_end(prepared, resume=resume, stop=stop)
+
+
+@contextmanager
+def _told_how_it_ended(run: config.Run, stop: Stop) -> Iterator[None]:
+    """Whatever ends the run early, its log says what there is to go on from; an error itself is
+    for the command to print, after this."""
+    try:
+        yield
+    except StoppedAtOnce:
+        _say(f"stopped at once by {stop.name}; {_to_go_on_from(run)}")
+        raise
+    except TakenOver:
+        raise
+    except Exception:
+        if stop.patient:
+            _say(f"failed; {_to_go_on_from(run)}")
+        raise
+
+
+def _to_go_on_from(run: config.Run) -> str:
+    latest = Checkpoints(run.output).latest()
+    if latest is None:
+        return "there is no checkpoint yet"
+    return f"--resume goes on from checkpoint {latest}"
+
+
+def _say(line: str) -> None:
+    Console(highlight=False).print(line, soft_wrap=True, markup=False)
 
 
 def _only_check(run: config.Run, *, resume: bool) -> int:
@@ -66,10 +104,12 @@ def _only_check(run: config.Run, *, resume: bool) -> int:
 def evaluate(run: config.Run, output: Path | None) -> int:
     """`veripo eval`: the stage 'initial' of a run without phases."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = output or Path(scratch) / "eval"
+        folder = job.lasting(output) if output else Path(scratch) / "eval"
         preflight.check_output(run.model_copy(update={"output": folder}), resume=False)
         settings = {"schedule": (), "output": folder}
-        return follow_to_the_end(preflight.prepare(run.model_copy(update=settings)), resume=False)
+        prepared = preflight.prepare(run.model_copy(update=settings))
+        with Stop() as stop:
+            return follow_to_the_end(prepared, resume=False, stop=stop)
 
 
 def _make_room(output: Path, *, resume: bool, overwrite: bool) -> None:
@@ -80,14 +120,24 @@ def _make_room(output: Path, *, resume: bool, overwrite: bool) -> None:
             f"--overwrite: {output} does not look like a run's folder (no {CONFIG})",
             fix="delete it yourself, or give another --output",
         )
-    shutil.rmtree(output)
+    for path in output.iterdir():
+        if path.name == attempts.FOLDER:  # an attempt that still writes must know that it is old
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _check_same_run(run: config.Run) -> None:
     """What a resumed run must share with its beginning."""
     before = recipe.load(run.output / CONFIG)
     now = preflight.resolve(run)
-    changed = [name for name in _SAME if attrgetter(name)(before) != attrgetter(name)(now)]
+    changed = [
+        name
+        for name in _SAME
+        if job.same_anywhere(attrgetter(name)(before)) != job.same_anywhere(attrgetter(name)(now))
+    ]
     if changed:
         raise ConfigError(
             f"--resume: {', '.join(changed)} differ from {run.output / CONFIG}",
@@ -95,25 +145,61 @@ def _check_same_run(run: config.Run) -> None:
         )
 
 
-def follow_to_the_end(prepared: Prepared, *, resume: bool, team: type[Team] = Team) -> int:
+def follow_to_the_end(
+    prepared: Prepared, *, resume: bool, stop: Stop | None = None, team: type[Team] = Team
+) -> int:
     """Start what the run needs, show its progress until it ends; the exit status. `team`: other
     actors than the product's, for a measurement of what leads them."""
-    run = prepared.run
-    (run.output / CONFIG).write_text(recipe.dump(run))  # from here on `--resume` goes on with it
-    with _cluster(run.device), Stop() as stop:
+    run, stop = prepared.run, stop or Stop()
+    if not resume:
+        _write_config(run)  # from here on `--resume` goes on with it
+    with _cluster(run.device), stop:  # Ray has put its own handlers in the place of those before
         plan(run, cluster_now())  # refuses what does not fit
-        checkpoint = cold_start(prepared, resume=resume, stop=stop)
+        _make_way(run, resume=resume)
+        attempt = _begin(run)
+        checkpoint = cold_start(prepared, attempt, resume=resume, stop=stop)
         if checkpoint is None:
-            return 128 + stop.signal
+            return stop.status
         with _verifier(run, checkpoint) as url:
             prepared = replace(prepared, checkpoint=checkpoint)
-            coordinator = _launch(prepared, url, team, resume=resume)
+            coordinator = _launch(prepared, url, team, attempt, resume=resume)
             try:
                 ending = coordinator.run.remote()
                 verifier.wait(url)  # its replicas start while the run's actors do
+                stop.patient = True  # from here on there is something to save
                 return _follow(coordinator, ending, run, checkpoint, stop)
             finally:
                 ray.kill(coordinator)
+
+
+def _make_way(run: config.Run, *, resume: bool) -> None:
+    """An attempt that is still at work here ends with a checkpoint, and this one goes on from it.
+    One that does not come to an end is ended: its last checkpoint stands."""
+    try:
+        earlier = ray.get_actor(_name(run))
+    except ValueError:
+        return
+    if not resume:
+        raise ResourceError(
+            f"a run with the output {run.output} goes on in this cluster already",
+            fix="wait for it, take over with --resume, or give another --output",
+        )
+    _say("an earlier attempt at this run is still at work; waiting for its checkpoint")
+    if not ray.wait([earlier.retire.remote()], timeout=RETIRE_S)[0]:
+        _say(f"it did not stop within {RETIRE_S:g} s and is ended; {_to_go_on_from(run)}")
+    ray.kill(earlier)
+
+
+def _begin(run: config.Run) -> Attempt:
+    """A new attempt: earlier ones write no more."""
+    attempt = Attempt.begin(run.output)
+    with attempt.writing():
+        _write_config(run)
+    return attempt
+
+
+def _write_config(run: config.Run) -> None:
+    (run.output / CONFIG).write_text(recipe.dump(run))
 
 
 def _follow(coordinator: Any, ending: Any, run: config.Run, begun_from: Path, stop: Stop) -> int:
@@ -121,13 +207,23 @@ def _follow(coordinator: Any, ending: Any, run: config.Run, begun_from: Path, st
     told = False
     with Progress() as progress:
         while not ray.wait([ending], timeout=POLL_S)[0]:
-            progress.update(result_now(coordinator.status.remote()))
             if stop.signal and not told:
                 result_now(coordinator.stop.remote())
+                progress.say(
+                    f"{stop.name}: stops after this step, with a checkpoint; --resume goes on then"
+                )
                 told = True
+            progress.update(result_now(coordinator.status.remote()))
         outcome = result_now(ending)
-        _print_ending(progress, run, outcome, begun_from)
-    return 0 if outcome == "finished" else 128 + stop.signal
+        _print_ending(progress, run, begun_from, _verdict(outcome, run, stop))
+    return 0 if outcome == "finished" else stop.status
+
+
+def _verdict(outcome: str, run: config.Run, stop: Stop) -> str:
+    """The last line of the log."""
+    if outcome == "finished":
+        return f"finished: {run.output}"
+    return f"stopped by {stop.name}; {_to_go_on_from(run)}"
 
 
 @contextmanager
@@ -155,49 +251,62 @@ def _cluster(device: str) -> Iterator[None]:
 
 @contextmanager
 def _verifier(run: config.Run, checkpoint: Path) -> Iterator[str]:
-    url = verifier.start(run.verifier, str(checkpoint), run.heldout_judge)
     try:
-        yield url
+        yield verifier.start(run.verifier, str(checkpoint), run.heldout_judge)
     finally:
         verifier.stop()
 
 
-def _launch(prepared: Prepared, url: str, team: type[Team], *, resume: bool) -> Any:
-    """The coordinator: named, so that others find it; detached, so that it outlives its driver."""
-    name = f"coordinator-{prepared.run.output.name}"
-    actor = ray.remote(Coordinator).options(name=name, lifetime="detached", num_cpus=0)
-    try:
-        return actor.remote(
-            prepared.run,
-            checkpoint=prepared.checkpoint,
-            train=prepared.questions.train,
-            heldout=prepared.questions.heldout,
-            left_out=prepared.questions.left_out,
-            verifier_url=url,
-            resume=resume,
-            cleanup=verifier.stop,
-            team=team,
-        )
-    except ValueError as error:  # the name is taken
-        raise ResourceError(
-            f"a run named {prepared.run.output.name!r} goes on in this cluster already",
-            fix="wait for it, or give another --output",
-        ) from error
+def _name(run: config.Run) -> str:
+    """Of the coordinator's actor: one in a cluster for a run's folder."""
+    return f"coordinator-{run.output.name}-{zlib.crc32(str(run.output).encode()):08x}"
 
 
-def _print_ending(progress: Progress, run: config.Run, outcome: str, begun_from: Path) -> None:
+def _launch(
+    prepared: Prepared, url: str, team: type[Team], attempt: Attempt, *, resume: bool
+) -> Any:
+    """The coordinator: named, so that others find it; detached, so that it outlives its driver, on
+    whose node it is, since there the run's folder and the verifier's port are."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(Coordinator).options(
+        name=_name(prepared.run), lifetime="detached", num_cpus=0, scheduling_strategy=here
+    )
+    deadline = time.monotonic() + RELEASE_S
+    while True:
+        try:
+            return actor.remote(
+                prepared.run,
+                checkpoint=prepared.checkpoint,
+                train=prepared.questions.train,
+                heldout=prepared.questions.heldout,
+                left_out=prepared.questions.left_out,
+                verifier_url=url,
+                resume=resume,
+                attempt=attempt,
+                cleanup=verifier.stop,
+                team=team,
+            )
+        except ValueError as error:  # the name is taken
+            if time.monotonic() > deadline:
+                raise ResourceError(
+                    f"a run with the output {prepared.run.output} was started in this cluster",
+                    fix="wait for it, or give another --output",
+                ) from error
+            time.sleep(POLL_S)
+
+
+def _print_ending(progress: Progress, run: config.Run, begun_from: Path, verdict: str) -> None:
     summary = read_summary(run.output)
     assert summary is not None  # the coordinator writes it before it returns
     report = run.output / "report.html"
     trained = begun_from if run.cold_start else None
     if summary.checkpoint:
         trained = run.output / "checkpoints" / "latest" / "hf"
-    note = "" if outcome == "finished" else "stopped; --resume goes on from the checkpoint"
     progress.finish(
         summary.stages,
         report=report if report.exists() else None,
         checkpoint=trained,
-        note=note,
+        verdict=verdict,
     )
 
 
@@ -209,4 +318,4 @@ def _print_plan(prepared: Prepared) -> None:
     if questions.left_out.count:
         console.print(f"left out:\n{questions.left_out.told(SHOWN_BAD)}", markup=False)
     phases = ", ".join(phase.phase for phase in run.schedule)
-    console.print(f"model {run.model} on {run.device}: {phases}; output {run.output}")
+    _say(f"model {run.model} on {run.device}: {phases}; output {run.output}")

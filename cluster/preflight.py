@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from cluster.models import model_folder
 from cluster.questions import FOLDER, Questions, pack, unpack
+from veripo_ray import attempt as attempts
 from veripo_ray import config
 from veripo_ray.errors import ConfigError, DataError, ResourceError
 from veripo_ray.features import open_cache
@@ -48,7 +50,8 @@ def check_output(run: config.Run, *, resume: bool, overwrite: bool = False) -> N
         )
     if resume and (latest := Checkpoints(run.output).latest()):
         read_state(latest)
-    occupied = run.output.is_dir() and any(run.output.iterdir())
+    there = run.output.iterdir() if run.output.is_dir() else ()
+    occupied = any(path.name != attempts.FOLDER for path in there)
     if occupied and not (resume or overwrite):
         raise ConfigError(
             f"output = {run.output} already holds a run",
@@ -70,7 +73,8 @@ def prepare(run: config.Run, *, resume: bool = False, scratch: Path | None = Non
     _check_disk(run.output)
     open_cache(run.features)
     _check_judges(run)
-    _check_port(run.verifier)
+    if not os.environ.get("RAY_ADDRESS"):  # a cluster's Serve may have it already, for all runs
+        _check_port(run.verifier)
     if resume:
         return Prepared(run, model_folder(run.model), unpack(run.output))
     with _taken_back(scratch or run.output) as output:

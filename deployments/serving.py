@@ -46,7 +46,7 @@ def wait(url: str) -> None:
     try:
         _wait_until_running(_name(), deadline)
         _wait_until_healthy(url, deadline)
-    except ResourceError:
+    except BaseException:  # a signal, too, leaves nothing behind
         stop()
         raise
 

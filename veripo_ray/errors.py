@@ -38,6 +38,10 @@ class ResourceError(VeripoError):
     """The machine or the cluster lacks something the run needs."""
 
 
+class TakenOver(VeripoError):
+    """A newer attempt at the same run has begun: this one may not write any more."""
+
+
 class PrecisionError(VeripoError):
     """Rollout worker and learner disagree on the log-probability of the same tokens."""
 

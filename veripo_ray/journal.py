@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from veripo_ray import codec
+from veripo_ray.attempt import Writing
 from veripo_ray.errors import DataError
 from veripo_ray.records import Group, JudgedGroup, Pair, Record
 
@@ -22,10 +24,10 @@ _LENGTH = struct.Struct("<I")
 
 
 class Journal:
-    """One file of records of one type."""
+    """One file of records of one type. `writing`: what has to be held while it changes."""
 
-    def __init__(self, path: Path, kind: type[Record]) -> None:
-        self.path, self.kind = path, kind
+    def __init__(self, path: Path, kind: type[Record], writing: Writing = nullcontext) -> None:
+        self.path, self.kind, self._writing = path, kind, writing
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         self.truncate(sum(_LENGTH.size + length for length in _whole_messages(path)))
@@ -36,7 +38,7 @@ class Journal:
         if not rows:
             return
         body = codec.pack_many(rows)
-        with self.path.open("ab") as file:
+        with self._writing(), self.path.open("ab") as file:
             file.write(_LENGTH.pack(len(body)) + body)
 
     def size(self) -> int:
@@ -51,7 +53,8 @@ class Journal:
                 "its checkpoint recorded",
                 fix="restore the journal folder, or start a new run in another --output",
             )
-        os.truncate(self.path, size)
+        with self._writing():
+            os.truncate(self.path, size)
 
 
 def _whole_messages(path: Path, start: int = 0) -> Iterator[int]:
@@ -106,13 +109,13 @@ def read_pairs(run_folder: Path) -> Iterator[Pair]:
 
 
 class RunJournals:
-    """The three journals of a run folder."""
+    """The three journals of a run folder, which change only while `writing` is held."""
 
-    def __init__(self, run_folder: Path) -> None:
+    def __init__(self, run_folder: Path, writing: Writing = nullcontext) -> None:
         folder = run_folder / "journal"
-        self.groups = Journal(folder / "groups.msgpack", Group)
-        self.verdicts = Journal(folder / "verdicts.msgpack", JudgedGroup)
-        self.pairs = Journal(folder / "pairs.msgpack", Pair)
+        self.groups = Journal(folder / "groups.msgpack", Group, writing)
+        self.verdicts = Journal(folder / "verdicts.msgpack", JudgedGroup, writing)
+        self.pairs = Journal(folder / "pairs.msgpack", Pair, writing)
 
     def sizes(self) -> dict[str, int]:
         return {name: getattr(self, name).size() for name in ("groups", "verdicts", "pairs")}

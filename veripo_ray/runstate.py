@@ -93,19 +93,20 @@ class Checkpoints:
     def __init__(self, run_folder: Path) -> None:
         self.folder = run_folder / "checkpoints"
 
-    def begin(self) -> Path:
-        """Where to write the next checkpoint: a folder that does not exist yet."""
+    def begin(self, attempt: int = 1) -> Path:
+        """Where to write the next checkpoint: a folder that does not exist yet, and that no other
+        attempt at the run writes to."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for stale in self.folder.glob("*.writing"):
-            shutil.rmtree(stale)
+            shutil.rmtree(stale, ignore_errors=True)  # who wrote it may not have ended yet
         numbers = [int(path.name) for path in self._whole()]
-        return self.folder / f"{max(numbers, default=0) + 1:06d}.writing"
+        return self.folder / f"{max(numbers, default=0) + 1:06d}.{attempt}.writing"
 
     def commit(self, writing: Path, state: RunState, keep: int) -> Path:
         """Give the folder its final name, point `latest` at it, and drop what is too old."""
         np.savez(writing / QUESTIONS, order=state.order, accuracy=state.accuracy)
         (writing / "run.json").write_text(state.model_dump_json(indent=1))
-        final = writing.with_suffix("")
+        final = writing.with_name(writing.name.split(".")[0])
         writing.rename(final)
         self._point_latest(final)
         protected = {final.name, state.reference}

@@ -63,21 +63,26 @@ class Progress:
         if self._live is None:
             self._log(status)
 
+    def say(self, line: str) -> None:
+        """A line of its own, above the live panel where there is one."""
+        self.console.print(Text(line), soft_wrap=True)
+
     def finish(
         self,
         stages: Sequence[Stage],
         *,
         report: Path | None,
         checkpoint: Path | None,
-        note: str = "",
+        verdict: str,
     ) -> None:
-        """Puts the final table in the place of the live panel. `note`: why the run ended early."""
+        """Puts the final table in the place of the live panel. `verdict`: the last line, which says
+        how the run ended."""
         self._stop()
         self.console.print()
         if stages:
             self.console.print(final_table(stages, width=self.console.width))
             self.console.print(Text("± one standard error of the mean", style="dim"))
-        self.console.print(_closing(self._elapsed(), report, checkpoint, note))
+        self.console.print(_closing(self._elapsed(), report, checkpoint, verdict), soft_wrap=True)
 
     def _stop(self) -> None:
         if self._live is not None:
@@ -101,14 +106,13 @@ class Progress:
 
 
 def _closing(
-    elapsed: float, report: Path | None, checkpoint: Path | None, note: str
+    elapsed: float, report: Path | None, checkpoint: Path | None, verdict: str
 ) -> RenderableType:
     lines = [("report", report), ("checkpoint", checkpoint)]
     text = Text()
-    if note:
-        text.append(f"\n{note}\n", style="yellow")
     text.append(f"\n{'took':<11}", style="dim").append(duration(elapsed))
     for name, path in lines:
         if path is not None:
             text.append(f"\n{name:<11}", style="dim").append(str(path), style=ACCENT)
+    text.append(f"\n{verdict}")
     return text

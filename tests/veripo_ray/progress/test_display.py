@@ -97,7 +97,7 @@ def test_figures_of_no_responses_are_shown_as_unknown() -> None:
     console = log_console()
     with Progress(console) as progress:
         progress.update(replace(STATUS, stages=(unknown,)))
-        progress.finish((unknown,), report=None, checkpoint=None)
+        progress.finish((unknown,), report=None, checkpoint=None, verdict="finished")
     assert "None" not in output(console) + shown(replace(STATUS, stages=(unknown,)))
 
 
@@ -147,7 +147,9 @@ def test_a_terminal_is_left_clean_with_the_final_table() -> None:
     with Progress(console) as progress:
         assert progress.status is None
         progress.update(STATUS)
-        progress.finish(STAGES, report=Path("runs/q/report.html"), checkpoint=Path("runs/q/c/7"))
+        progress.finish(
+            STAGES, report=Path("runs/q/report.html"), checkpoint=Path("runs/q/c/7"), verdict="done"
+        )
     text = output(console)
     assert "\x1b[?25h" in text  # the cursor is back
     assert text.index("phase 3 of 3") < text.index("runs/q/report.html")
@@ -156,18 +158,18 @@ def test_a_terminal_is_left_clean_with_the_final_table() -> None:
 def test_the_final_table_has_every_stage_in_80_columns() -> None:
     console = log_console()
     Progress(console).finish(
-        STAGES, report=Path("r.html"), checkpoint=None, note="stopped: SIGTERM"
+        STAGES, report=Path("r.html"), checkpoint=None, verdict="stopped by SIGTERM"
     )
     text = output(console)
     for part in ("initial", "grpo 1", "dpo 1", "grpo 2", "192,000", "1e-06", "11h 06m", "1024.8"):
         assert part in text
     assert max(map(len, text.splitlines())) <= 80
-    assert "stopped: SIGTERM" in text
+    assert text.splitlines()[-1] == "stopped by SIGTERM"
     assert "r.html" in text
     assert "checkpoint" not in text
 
 
-def test_a_run_without_stages_ends_with_its_note_alone() -> None:
+def test_a_run_without_stages_ends_with_its_verdict_alone() -> None:
     console = log_console()
-    Progress(console, now=Clock()).finish((), report=None, checkpoint=None, note="no usable video")
-    assert output(console).split() == ["no", "usable", "video", "took", "0s"]
+    Progress(console, now=Clock()).finish((), report=None, checkpoint=None, verdict="stopped")
+    assert output(console).split() == ["took", "0s", "stopped"]
