@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.models import model_folder
 from cluster.questions import FOLDER, Questions, pack, unpack
 from veripo_ray import attempt as attempts
 from veripo_ray import config
 from veripo_ray.errors import ConfigError, DataError, ResourceError
 from veripo_ray.features import open_cache
+from veripo_ray.models import model_folder
 from veripo_ray.policy.pixels import Pixels
 from veripo_ray.policy.qwen_vl import read_spec
 from veripo_ray.runstate import Checkpoints, read_state

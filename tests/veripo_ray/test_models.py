@@ -8,8 +8,8 @@ from pathlib import Path
 import huggingface_hub.constants as hub
 import pytest
 
-from cluster.models import model_folder
 from veripo_ray.errors import CheckpointError
+from veripo_ray.models import local_folder, model_folder
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 
@@ -48,6 +48,7 @@ def test_a_folder_that_is_there_comes_before_the_hub(
 def test_what_is_in_neither_place_is_refused_with_the_ways_to_get_it(
     cache: Path, name: str
 ) -> None:
+    assert local_folder(name) is None
     with pytest.raises(CheckpointError) as caught:
         model_folder(name)
     said = str(caught.value)
