@@ -15,6 +15,7 @@ import numpy as np
 from veripo_ray.verifier.words import Words, ngrams, words
 
 _MAX_SPANS = 8
+_MANY = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +44,34 @@ def _repeated(ids_W: np.ndarray, n: int) -> np.ndarray:
         return marked_W
     grouped = _grouped(ngrams(ids_W, n))
     if grouped is not None:
-        _mark_loops(marked_W, ids_W, short + 1, 4 * n)
         _mark_returns(marked_W, *grouped, n)
+        # A loop that marks a word is over two rounds of it behind that word.
+        unmarked = len(ids_W) - int(marked_W[::-1].argmin())  # up to the last such word
+        far = unmarked + 8 * n
+        _mark_loops(marked_W[:far], ids_W[:far], short + 1, 4 * n)
     return marked_W
 
 
 def _mark_loops(marked_W: np.ndarray, ids_W: np.ndarray, shortest: int, longest: int) -> None:
     """Words inside the second and later rounds of loops of `shortest` to `longest` words."""
+    few_bits_W = ids_W.view(np.uint16)[::4].copy() if len(ids_W) > _MANY else ids_W
     for period in range(shortest, min(longest, len(ids_W) // 3) + 1):
-        rounds = _all_of(2 * period, ids_W[period:] == ids_W[:-period])  # two more rounds
+        rounds = _rounds(ids_W, few_bits_W, period)
         if rounds is not None:
             marked_W[period:] |= _spread(rounds, 2 * period)
             if marked_W[period + 1 :].all():
                 return  # a longer loop has nothing to add
+
+
+def _rounds(ids_W: np.ndarray, few_bits_W: np.ndarray, period: int) -> np.ndarray | None:
+    """Where two more rounds follow one of `period` words, by the second's first word. A few bits of
+    each id are a fraction of the memory to go through, and tell in nearly every text."""
+    alike = few_bits_W[period:] == few_bits_W[:-period]
+    rounds = _all_of(2 * period, alike)
+    if rounds is None or few_bits_W is ids_W:
+        return rounds
+    equal = ids_W[period:] == ids_W[:-period]
+    return rounds if np.array_equal(alike, equal) else _all_of(2 * period, equal)
 
 
 def _mark_returns(marked_W: np.ndarray, order_N: np.ndarray, grams_N: np.ndarray, n: int) -> None:
@@ -76,12 +92,13 @@ def _grouped(grams_N: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     keys_N = grams_N & ~places
     keys_N |= np.arange(len(grams_N), dtype=np.uint64)
     keys_N.sort()
-    alike = keys_N[1:] ^ keys_N[:-1] <= places
+    hashes_N = keys_N & ~places
+    alike = hashes_N[1:] == hashes_N[:-1]
     if not alike.any():
         return None
     keys_N &= places
     order_N = keys_N.view(np.int64)
-    ordered_N = grams_N[order_N]
+    ordered_N = grams_N.take(order_N)
     if (alike & (ordered_N[1:] != ordered_N[:-1])).any():
         order_N = np.argsort(grams_N, kind="stable")
         ordered_N = grams_N[order_N]
@@ -90,6 +107,9 @@ def _grouped(grams_N: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _all_of(length: int, flags: np.ndarray) -> np.ndarray | None:
     """Where `length` flags in a row are set, by the first of them; None where nowhere."""
+    blocks = (length - 7) // 8  # whole blocks of eight flags that so many hold
+    if blocks > 0 and _all_of(blocks, _whole_blocks(flags)) is None:
+        return None
     have = 1
     while np.count_nonzero(flags) > length - have:
         if have == length:
@@ -97,6 +117,10 @@ def _all_of(length: int, flags: np.ndarray) -> np.ndarray | None:
         step = min(have, length - have)
         flags, have = flags[step:] & flags[:-step], have + step
     return None
+
+
+def _whole_blocks(flags: np.ndarray) -> np.ndarray:
+    return flags[: len(flags) // 8 * 8].view(np.uint64) == 0x0101010101010101
 
 
 def _spread(flags: np.ndarray, length: int) -> np.ndarray:

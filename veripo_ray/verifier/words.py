@@ -19,6 +19,7 @@ _SPACE, _SINGLE, _RUN = 0, 1, 2
 _CHARACTERS = 0x110000
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # of the rolling hashes: odd, without a pattern
 _KEPT = 1 << 20
+_MANY = 1 << 14  # characters, from which on memory decides, and not the number of steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +37,37 @@ class Words:
 
 def words(text: str) -> Words:
     codes_C = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    starts_W, ends_W = _bounds(_kinds().take(codes_C))
+    kinds_C = _kinds().take(codes_C)
+    runs_C = kinds_C == _RUN
+    if not runs_C.any():  # every word is one character
+        starts_W = np.flatnonzero(kinds_C)
+        return Words(starts_W, starts_W + 1, _mixed(_of_one(codes_C, starts_W)))
+    starts_W, ends_W = _bounds(kinds_C == _SINGLE, runs_C)
+    if len(codes_C) < _MANY:
+        return Words(starts_W, ends_W, _mixed(_of_several(codes_C, starts_W, ends_W)))
+    ids_W = _of_one(codes_C, starts_W)
+    long = np.flatnonzero(ends_W - starts_W > 1)
+    ids_W[long] = _of_several(codes_C, starts_W[long], ends_W[long])
+    return Words(starts_W, ends_W, _mixed(ids_W))
+
+
+def _of_one(codes_C: np.ndarray, starts_W: np.ndarray) -> np.ndarray:
+    """What `_of_several` gives for words of one character."""
+    return codes_C.take(starts_W) * _powers(len(codes_C))[-1]
+
+
+def _of_several(codes_C: np.ndarray, starts_W: np.ndarray, ends_W: np.ndarray) -> np.ndarray:
     sums, size = _sums(codes_C), len(codes_C)
-    ids_W = sums[ends_W]
-    ids_W -= sums[starts_W]
-    ids_W *= _powers(size)[size - starts_W]
-    ids_W ^= ids_W >> np.uint64(31)  # so that the hash of a hash shares no structure with it
-    return Words(starts_W, ends_W, ids_W)
+    ids_W = sums.take(ends_W)
+    ids_W -= sums.take(starts_W)
+    ids_W *= _powers(size).take(size - starts_W)
+    return ids_W
+
+
+def _mixed(ids_W: np.ndarray) -> np.ndarray:
+    """So that the hash of a hash shares no structure with it."""
+    ids_W ^= ids_W >> np.uint64(31)
+    return ids_W
 
 
 def ngrams(ids_W: np.ndarray, n: int) -> np.ndarray:
@@ -53,8 +78,7 @@ def ngrams(ids_W: np.ndarray, n: int) -> np.ndarray:
     return grams_N
 
 
-def _bounds(kinds_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    single_C, run_C = kinds_C == _SINGLE, kinds_C == _RUN
+def _bounds(single_C: np.ndarray, run_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     first_C, last_C = run_C.copy(), run_C.copy()
     first_C[1:] &= ~run_C[:-1]
     last_C[:-1] &= ~run_C[1:]

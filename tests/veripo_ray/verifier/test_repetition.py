@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veripo_ray.tinyworld import chains, world
-from veripo_ray.verifier.repetition import _grouped, repetition
+from veripo_ray.verifier.repetition import _grouped, _rounds, repetition
 
 CHAIN = "f1 red 1 f2 blue 1 f3 red 2 f4 red 3 f5 blue 3 f6 red 4 f7 red 5 f8 blue 5 so 5"
 UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
@@ -112,9 +112,13 @@ def test_what_is_found_is_what_the_definition_finds_word_by_word(passages, n):
     assert (found.share, found.spans) == plainly(text, n)
 
 
-def test_long_random_text_of_few_words_is_found_as_by_the_definition():
+@pytest.mark.parametrize("many", [0, 2**14])
+def test_random_text_of_few_words_is_found_as_by_the_definition(monkeypatch, many):
+    """many: from how many words or characters on a text is gone through as a long one."""
+    monkeypatch.setattr("veripo_ray.verifier.repetition._MANY", many)
+    monkeypatch.setattr("veripo_ray.verifier.words._MANY", many)
     rng = Random(0)
-    for words, size in (("ab", 600), ("abc", 900), ("abcdefgh", 2000)):
+    for words, size in (("ab", 600), ("abc", 900), (("!", "ok", "?"), 900), ("abcdefgh", 2000)):
         text = " ".join(rng.choice(words) for _ in range(size))
         found = repetition(text, 5)
         assert (found.share, found.spans) == plainly(text, 5)
@@ -127,6 +131,15 @@ def test_ngrams_that_only_the_hashes_last_bits_tell_apart_are_not_mixed_up():
     order, ordered = _grouped(grams)
     assert order.tolist() == [0, 2, 4, 1, 3]
     assert ordered.tolist() == [one] * 3 + [other] * 2
+
+
+def test_words_that_only_the_other_bits_tell_apart_are_no_loop():
+    alike, other = 1 << 48, (1 << 48) + 1
+    ids = np.array([alike] * 4 + [other] + [alike] * 3, np.uint64)
+    few = (ids >> np.uint64(48)).astype(np.uint16)
+    rounds = _rounds(ids, few, 1)
+    assert rounds is not None
+    assert np.flatnonzero(rounds).tolist() == [0, 1, 5]
 
 
 @pytest.mark.parametrize(
