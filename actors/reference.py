@@ -24,8 +24,11 @@ class Reference:
         *,
         device: str = "cpu",
         temperature: float = 1.0,
+        rests: bool = False,
     ) -> None:
-        self.policy = ReferencePolicy(checkpoint, cfg, device=device, temperature=temperature)
+        self.policy = ReferencePolicy(
+            checkpoint, cfg, device=device, temperature=temperature, rests=rests
+        )
 
     def ping(self) -> int:
         """Answers once the model is loaded, with the version of its weights."""

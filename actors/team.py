@@ -108,7 +108,11 @@ class Team:
             for rank in range(run.learner.ranks)
         ]
         self.reference = self._actor(Reference, Role.REFERENCE).remote(
-            str(reference), run.learner, device=device, temperature=run.rollout.temperature
+            str(reference),
+            run.learner,
+            device=device,
+            temperature=run.rollout.temperature,
+            rests=run.placement.layout == "colocated",
         )
 
     def _actor(self, kind: type, role: Role, number: int = 0) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ class ReferencePolicy:
     """What `checkpoint` holds of the parts that learn, without an optimiser; cfg says which they
     are (`train_vision`), and gives dtype and token budget.
 
-    version: that of the weights it holds, 0 for the checkpoint's own.
+    version: that of the weights it holds, 0 for the checkpoint's own. rests: it shares its GPU with
+    others, and waits in the machine's memory between calls.
     """
 
     def __init__(
@@ -32,12 +34,14 @@ class ReferencePolicy:
         *,
         device: torch.device | str = "cpu",
         temperature: float = 1.0,
+        rests: bool = False,
     ) -> None:
         self.cfg = cfg
+        self._works_on, self._rests_on = device, "cpu" if rests else device
         self.temperature = temperature
         self.version = 0
         self.policy = QwenVL.load(
-            checkpoint, dtype=DTYPES[cfg.dtype], device=device, tower=cfg.train_vision
+            checkpoint, dtype=DTYPES[cfg.dtype], device=self._rests_on, tower=cfg.train_vision
         )
 
     def load_weights(self, version: int, weights: Mapping[str, np.ndarray]) -> None:
@@ -49,12 +53,22 @@ class ReferencePolicy:
     def logprobs(self, packed: Sequence[Packed]) -> list[list[np.ndarray]]:
         """Log-probabilities [R_i] float32 of every response."""
         scores: list[list[np.ndarray]] = []
-        with torch.no_grad():
+        with torch.no_grad(), self._awake():
             for indices in micro_batches(packed, self.cfg.micro_batch_tokens):
                 rows = [packed[index] for index in indices]
                 part = response_logprobs(self.policy, rows, temperature=self.temperature)
                 scores += [[row.cpu().numpy() for row in group] for group in part]
         return scores
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        self.policy.model.to(self._works_on)
+        try:
+            yield
+        finally:
+            self.policy.model.to(self._rests_on)
+            if self._rests_on != self._works_on:
+                torch.cuda.empty_cache()  # no-op where CUDA was never used
 
     def attach(
         self, pairs: Sequence[Pair], features: Mapping[str, tuple[Media, ...]]

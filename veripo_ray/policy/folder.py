@@ -13,21 +13,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from veripo_ray.errors import CheckpointError
+from veripo_ray.policy.config_file import read_config
 
 TOWER = ("visual.", "model.visual.")  # how stored names of the vision tower's weights begin
 _SIDECARS = ("*.json", "*.jinja", "*.txt", "*.model")  # config, tokenizer, processor, template
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json as it is. Raises CheckpointError when there is none that can be read."""
-    path = Path(folder) / "config.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"checkpoint '{folder}' has no config.json that can be read",
-            fix="give a folder in Hugging Face layout (config.json, *.safetensors, tokenizer)",
-        ) from error
 
 
 def load_tokenizer(folder: str | Path) -> Any:

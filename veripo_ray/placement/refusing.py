@@ -1,0 +1,38 @@
+"""A plan, or the reason why there is none and what to change."""
+
+from __future__ import annotations
+
+from veripo_ray import config
+from veripo_ray.errors import ResourceError
+from veripo_ray.placement.cluster import Cluster
+from veripo_ray.placement.geometry import Geometry
+from veripo_ray.placement.plan import Misfit, Plan, attempt
+from veripo_ray.placement.remedies import Remedies, more_nodes
+
+
+def plan(
+    run: config.Run, cluster: Cluster, model: Geometry | None = None, *, served: bool = True
+) -> Plan:
+    """Place the run on the cluster, `run.device` being known.
+
+    model: `Geometry.of(run.model)`; None leaves memory unchecked, as do nodes that do not tell
+    their GPUs' memory. served: with the replicas of Ray Serve.
+    Raises ResourceError that names what is short, and as its fix the nearest changes that fit;
+    ConfigError for a layout that the device does not have.
+    """
+    found = attempt(run, cluster, model, served=served)
+    if isinstance(found, Misfit):
+        raise ResourceError(str(found), fix=_fix(run, cluster, model))
+    return found
+
+
+def _fix(run: config.Run, cluster: Cluster, model: Geometry | None) -> str:
+    """Each remedy in a line of its own."""
+    lines = [" ".join(map(str, changes)) for changes in Remedies(run, cluster, model).nearest()]
+    if more := more_nodes(run, cluster, model):
+        number, like = more
+        nodes = "1 more node" if number == 1 else f"{number} more nodes"
+        lines.append(f"{nodes} of {like.gpus:g} GPUs and {like.cpus:g} CPUs")
+    if not lines:
+        return "a larger cluster, GPUs with more memory, or a smaller model: no setting is enough"
+    return "\n    or ".join(lines)
