@@ -15,7 +15,7 @@ from veripo_ray.errors import VeripoError
 from veripo_ray.records import Check, CheckName, Kind, Span
 from veripo_ray.scoring import rewards
 from veripo_ray.scoring.answers import Parts
-from veripo_ray.verifier.repetition import repetition
+from veripo_ray.verifier.repetition import Repetition
 
 CountTokens = Callable[[str], int]
 _MAX_SPANS = 8
@@ -63,9 +63,8 @@ def check_length(parts: Parts, cfg: config.Checks, count_tokens: CountTokens) ->
     return Check(name="length", passed=low <= tokens <= high, value=tokens, reason=reason)
 
 
-def check_repetition(parts: Parts, cfg: config.Checks) -> Check:
-    """value is the share of the thinking's words that repeat earlier ones."""
-    found = repetition(parts.thinking_text, cfg.repetition_ngram)
+def check_repetition(parts: Parts, found: Repetition, cfg: config.Checks) -> Check:
+    """value is the share of the thinking's words that repeat earlier ones, as `found` in it."""
     reason = "nothing in the thinking repeats itself"
     if found.spans:
         start, end = found.spans[0]

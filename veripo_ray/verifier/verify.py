@@ -26,6 +26,7 @@ from veripo_ray.verifier.checks import (
 )
 from veripo_ray.verifier.judges import Case, Judge, Judgement
 from veripo_ray.verifier.judges.case import judged
+from veripo_ray.verifier.repetition import Repetition, repetitions
 
 T = TypeVar("T")
 
@@ -90,8 +91,9 @@ def _checked(
 ) -> tuple[list[Parts], list[tuple[Check, ...]]]:
     """Every response cut into its parts, and its checks but for consistency."""
     parts = [answers.split(item.response) for item in items]
-    pairs = zip(items, parts, strict=True)
-    return parts, [_own_checks(item, part, cfg, count_tokens) for item, part in pairs]
+    found = repetitions([part.thinking_text for part in parts], cfg.repetition_ngram)
+    triples = zip(items, parts, found, strict=True)
+    return parts, [_own_checks(*triple, cfg, count_tokens) for triple in triples]
 
 
 def undecided(error: str) -> Verdict:
@@ -101,17 +103,18 @@ def undecided(error: str) -> Verdict:
 
 def check_edited(item: Item, checks: config.Checks, count_tokens: CountTokens) -> tuple[Check, ...]:
     """Every check but consistency, which an editor knows by construction."""
-    return _own_checks(item, answers.split(item.response), checks, count_tokens)
+    _, (own,) = _checked([item], checks, count_tokens)
+    return own
 
 
 def _own_checks(
-    item: Item, parts: Parts, cfg: config.Checks, count_tokens: CountTokens
+    item: Item, parts: Parts, found: Repetition, cfg: config.Checks, count_tokens: CountTokens
 ) -> tuple[Check, ...]:
     return (
         check_format(parts),
         check_accuracy(parts, item.kind, item.gold, cfg, name=item.question_id or "(no id)"),
         check_length(parts, cfg, count_tokens),
-        check_repetition(parts, cfg),
+        check_repetition(parts, found, cfg),
         check_reflection(parts, cfg),
     )
 

@@ -17,7 +17,7 @@ PIECE = 24  # characters of a run that count as one word
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")  # kana, han, hangul
 _SPACE, _SINGLE, _RUN = 0, 1, 2
 _CHARACTERS = 0x110000
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # of the rolling hashes: odd, without a pattern
+BASE = np.uint64(0x9E3779B97F4A7C15)  # of the rolling hashes: odd, without a pattern
 _KEPT = 1 << 20
 _MANY = 1 << 14  # characters, from which on memory decides, and not the number of steps
 
@@ -33,6 +33,11 @@ class Words:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def cut(self, first: int, end: int, place: int) -> Words:
+        """The words from `first` on to `end`, of a text that begins at the character `place`."""
+        some = slice(first, end)
+        return Words(self.starts[some] - place, self.ends[some] - place, self.ids[some])
 
 
 def words(text: str) -> Words:
@@ -113,7 +118,7 @@ def _kept_powers() -> np.ndarray:
 
 
 def _computed_powers(size: int) -> np.ndarray:
-    powers = np.full(size + 1, _BASE)
+    powers = np.full(size + 1, BASE)
     powers[0] = 1
     return np.multiply.accumulate(powers, out=powers)
 

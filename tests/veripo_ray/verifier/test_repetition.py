@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veripo_ray.tinyworld import chains, world
-from veripo_ray.verifier.repetition import _grouped, _rounds, repetition
+from veripo_ray.verifier.repetition import _grouped, _rounds, repetition, repetitions
 
 CHAIN = "f1 red 1 f2 blue 1 f3 red 2 f4 red 3 f5 blue 3 f6 red 4 f7 red 5 f8 blue 5 so 5"
 UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
@@ -110,6 +110,21 @@ def test_what_is_found_is_what_the_definition_finds_word_by_word(passages, n):
     text = "".join("".join(piece) * times for piece, times in passages)
     found = repetition(text, n)
     assert (found.share, found.spans) == plainly(text, n)
+
+
+@settings(max_examples=300)
+@given(st.lists(passages, max_size=8), st.integers(1, 12), st.integers(0, 200))
+def test_texts_taken_together_are_found_as_each_alone(several, n, batch):
+    texts = ["".join("".join(piece) * times for piece, times in one) for one in several]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("veripo_ray.verifier.repetition._BATCH", batch)
+        assert repetitions(texts, n) == [repetition(text, n) for text in texts]
+
+
+def test_texts_that_are_alike_do_not_repeat_each_other():
+    once = "a red car passes a blue one and stops near the corner shop"
+    assert repetitions([once] * 9) == [repetition(once)] * 9
+    assert repetition(once).share == 0.0
 
 
 @pytest.mark.parametrize("many", [0, 2**14])
