@@ -26,7 +26,7 @@ from actors.runbook import RunBook
 from actors.team import Team
 from veripo_ray import config, curriculum
 from veripo_ray.attempt import Attempt
-from veripo_ray.errors import DataError
+from veripo_ray.errors import DataError, LostError
 from veripo_ray.evaluation import StageFigures
 from veripo_ray.objectives.advantages import is_informative
 from veripo_ray.progress import Status
@@ -70,18 +70,31 @@ class Coordinator:
         self.client = VerifierClient(verifier_url, run.verifier.timeout_s)
         other: Literal["heldout"] | None = "heldout" if run.heldout_judge else None
         self.examiner = VerifierClient(verifier_url, run.verifier.timeout_s, judge=other)
-        self.book = RunBook(run, questions=len(train), resume=resume, attempt=attempt)
-        self.state = self.book.state
-        self.stopping = False
+        self.stopping, self.restarts = False, 0
         self.over = asyncio.Event()
         self.over.set()
         self.cleanup = cleanup
+        self._open(resume=resume, attempt=attempt)
 
     # --- the loop
 
     async def run(self) -> str:
-        """Train to the end of the schedule: 'finished', or 'stopped' with a checkpoint on disk."""
+        """Train to the end of the schedule: 'finished', or 'stopped' with a checkpoint on disk.
+        With an actor that cannot be replaced alone, the run goes back to its last checkpoint."""
         self.over.clear()
+        try:
+            while True:
+                try:
+                    return await self._lead()
+                except LostError as lost:
+                    await self._go_back(lost)
+        finally:
+            await self._close()
+            self.over.set()
+            asyncio.get_running_loop().call_later(LINGER_S, self._leave)
+
+    async def _lead(self) -> str:
+        """From where the book stands to the end of the schedule."""
         try:
             await self._start()
             if not self.state.stages:
@@ -103,10 +116,6 @@ class Coordinator:
         except Exception:
             self.book.attempt.check()  # once overtaken, things fail in many ways for one reason
             raise
-        finally:
-            await self._close()
-            self.over.set()
-            asyncio.get_running_loop().call_later(LINGER_S, self._leave)
 
     async def _explore(self, phase: config.GrpoPhase) -> None:
         """Group-Slow-Search. Groups are sampled, rewarded and learned from; the verifier judges
@@ -262,16 +271,40 @@ class Coordinator:
 
     # --- the bookkeeping the loop leans on
 
+    def _open(self, *, resume: bool, attempt: Attempt | None) -> None:
+        """The book, at the last checkpoint or at the beginning."""
+        self.book = RunBook(
+            self.settings,
+            questions=len(self.train),
+            resume=resume,
+            attempt=attempt,
+            restarts=self.restarts,
+        )
+        self.state = self.book.state
+        self.book.show(message="starting actors")
+
+    async def _go_back(self, lost: LostError) -> None:
+        """To the last checkpoint, or to the beginning where there is none yet."""
+        if self.stopping or self.restarts == self.settings.max_restarts:
+            raise lost
+        await self._close()
+        self.restarts += 1
+        self._open(resume=True, attempt=self.book.attempt)
+        self.book.tell(
+            f"{lost.problem.splitlines()[0]} Going back to the last checkpoint, time "
+            f"{self.restarts} of max_restarts = {self.settings.max_restarts}"
+        )
+
     async def _start(self) -> None:
         """Start the actors, catch up with a checkpoint, open the queue to the verifier."""
         resumed = self.book.resumed
-        self.book.show(phase="starting", message="starting actors")
         self.team = await self.team_kind.start(
             self.settings,
             self.checkpoint,
             resumed=resumed,
             reference=self.book.reference_checkpoint(),
             version=self.state.version,
+            tell=self.book.tell,
         )
         self.agreement = Agreement(self.team, self.state, self.settings.max_logprob_gap)
         self.feed = Feed(

@@ -1,26 +1,34 @@
 """Questions dealt to rollout workers, and their groups collected as they finish.
 
-A single worker gets them all. Of several, each starts with an equal share, but no more than fills
-its batch; what is left goes one by one to the worker that has room and asks, so that a slow worker
-keeps nobody waiting.
+A run of one worker gives it them all. Of several, each starts with an equal share, but no more than
+fills its batch; what is left goes one by one to the worker that has room and asks, so that a slow
+worker keeps nobody waiting. What a lost worker had in hand goes to the others, and to those who
+join: every question comes out as one group, whoever answers it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
-from actors.calls import late, result_of
+from actors.calls import late, own_error, result_of
 from actors.feed import Task
+from actors.workers import Workers, is_lost
+from veripo_ray.errors import ResourceError, VeripoError
 from veripo_ray.records import Group
-from veripo_ray.sampler import SampleRequest
+from veripo_ray.sampler import Sampled, SampleRequest
 
 FETCHED_AT_ONCE = 16
+LOOK_S = 1.0  # after which a worker that joins in the middle of a sampling gets its share of it
 Dealt = tuple[str, Any, tuple[Any]]  # id, prompt ids, and a reference that Ray leaves unresolved
+Event = tuple[str, Sampled | BaseException | None]  # of a hand: a group, or how its stream ended
 
 
 class Dealer:
@@ -29,95 +37,202 @@ class Dealer:
     def __init__(self, max_num_seqs: int, limit_s: float) -> None:
         """max_num_seqs: rollouts in a worker's batch; limit_s: longest wait for a group."""
         self._places, self._limit_s = max_num_seqs, limit_s
-        self._left: dict[str, deque[Dealt]] = {}
+        self._samplings: dict[str, _Sampling] = {}
 
-    def deal(self, name: str) -> Dealt | None:
-        """The next question of the sampling of this name; None when there is none left."""
-        left = self._left.get(name)
-        return left.popleft() if left else None
+    def deal(self, hand: str) -> Dealt | None:
+        """The next question for a worker's hand; None when there is none left for it."""
+        sampling = self._samplings.get(hand.rpartition("#")[0])
+        return sampling.deal(hand) if sampling else None
 
     async def groups(
-        self, tasks: Sequence[Task], name: str, workers: Sequence[Any], sampling: Mapping[str, Any]
+        self, tasks: Sequence[Task], name: str, workers: Workers, settings: Mapping[str, Any]
     ) -> AsyncIterator[Group]:
         """The group of every task, as soon as it is finished, with ids that begin with `name`.
         Whoever leaves early ends the dealing: workers finish what they were given and no more."""
         questions = {task.question.id: task.question for task in tasks}
-        room = -(-self._places // sampling["n"]) if len(workers) > 1 else len(tasks)
-        shares, left = deal_out(tasks, len(workers), room)
-        self._left[name] = deque(left)
-        results: asyncio.Queue[Any] = asyncio.Queue()
-        readers = [
-            asyncio.create_task(self._read(worker, share, name, sampling, results))
-            for worker, share in zip(workers, shares, strict=True)
-            if share
-        ]
+        room = -(-self._places // settings["n"]) if workers.several else len(tasks)
+        await workers.enough()
+        sampling = _Sampling(name, tasks, workers, settings, room, self._limit_s)
+        self._samplings[name] = sampling
         try:
             for _ in tasks:
-                sampled = await self._first(results, readers)
-                yield Group(
-                    id=f"{name}.{sampled.id}",
-                    question=questions[sampled.id],
-                    prompt_ids=sampled.prompt_ids,
-                    rollouts=sampled.rollouts,
-                )
+                sampled = await sampling.next()
+                yield _group(name, questions[sampled.id], sampled)
         finally:
-            del self._left[name]
-            for reader in readers:
-                reader.cancel()
+            del self._samplings[name]
+            sampling.close()
 
-    async def _read(
+    async def group(self, task: Task, name: str, worker: Any, settings: Mapping[str, Any]) -> Group:
+        """The group of one task by this very worker."""
+        stream = _sampled(worker, [dealt(task)], None, "", settings, self._limit_s)
+        (sampled,) = [each async for each in stream]
+        return _group(name, task.question, sampled)
+
+
+def _group(name: str, question: Any, sampled: Sampled) -> Group:
+    return Group(
+        id=f"{name}.{sampled.id}",
+        question=question,
+        prompt_ids=sampled.prompt_ids,
+        rollouts=sampled.rollouts,
+    )
+
+
+class _Sampling:
+    """Who has which questions, by hand: what one worker was given in one stream, and not answered
+    yet. Its groups come as events, so that waiting costs the same for however many workers."""
+
+    def __init__(
         self,
-        worker: Any,
-        share: Sequence[Dealt],
         name: str,
-        sampling: Mapping[str, Any],
-        results: asyncio.Queue[Any],
+        tasks: Sequence[Task],
+        workers: Workers,
+        settings: Mapping[str, Any],
+        room: int,
+        limit_s: float,
     ) -> None:
-        """Bring one worker's groups to the queue as they finish."""
-        me = ray.get_runtime_context().current_actor if self._left[name] else None
-        stream = worker.sample.options(num_returns="streaming").remote(share, me, name, **sampling)
-        async for reference in stream:
-            for group in await result_of(reference, self._limit_s, "sampling a group"):
-                await results.put(group)
+        self._name, self._workers, self._settings = name, workers, settings
+        self._room, self._limit_s = room, limit_s
+        self._left = deque(dealt(task) for task in tasks)
+        self._held: dict[str, dict[str, Dealt]] = {}
+        self._streams: dict[str, tuple[int, Any, asyncio.Task[None]]] = {}
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._serial, self._joins = itertools.count(), -1
 
-    async def _first(
-        self, results: asyncio.Queue[Any], readers: Sequence[asyncio.Task[None]]
-    ) -> Any:
-        """The next finished group; a worker that failed raises instead of leaving us waiting."""
-        getting = asyncio.create_task(results.get())
-        working: set[asyncio.Task[Any]] = {getting, *readers}
-        while not getting.done():
-            done, working = await asyncio.wait(
-                working, timeout=self._limit_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not done:
-                raise late("sampling a group", self._limit_s)
-            for task in done:
-                task.result()
-        return getting.result()
+    def deal(self, hand: str) -> Dealt | None:
+        """One more of those nobody has; None when there is none, or the hand was given up."""
+        held = self._held.get(hand)
+        if held is None or not self._left:
+            return None
+        question = self._left.popleft()
+        held[question[0]] = question
+        return question
+
+    async def next(self) -> Sampled:
+        """The next group, of a question that has had none. What ends a worker's stream raises,
+        unless it is the loss of the worker."""
+        while True:
+            if self._joins != self._workers.joins:
+                self._set_to_work()
+            hand, what = await self._event()
+            if not isinstance(what, Sampled):
+                self._end(hand, what)
+            elif self._held[hand].pop(what.id, None):
+                return what
+
+    def close(self) -> None:
+        for _, _, reading in self._streams.values():
+            reading.cancel()
+
+    def _set_to_work(self) -> None:
+        """Deal to the workers that have nothing to do, as far as there is something left."""
+        self._joins = self._workers.joins
+        busy = {number for number, _, _ in self._streams.values()}
+        idle = [entry for entry in self._workers.there.items() if entry[0] not in busy]
+        if not idle:
+            return
+        shares, left = deal_out(list(self._left), len(idle), self._room)
+        self._left = deque(left)
+        for (number, worker), share in zip(idle, shares, strict=True):
+            if share:
+                self._begin(number, worker, share)
+
+    def _begin(self, number: int, worker: Any, share: Sequence[Dealt]) -> None:
+        hand = f"{self._name}#{next(self._serial)}"
+        self._held[hand] = {question[0]: question for question in share}
+        reading = asyncio.create_task(self._read(hand, worker, share))
+        reading.add_done_callback(lambda task: self._over(hand, task))
+        self._streams[hand] = number, worker, reading
+
+    async def _read(self, hand: str, worker: Any, share: Sequence[Dealt]) -> None:
+        me = ray.get_runtime_context().current_actor if self._left else None
+        stream = _sampled(worker, share, me, hand, self._settings, self._limit_s)
+        async for sampled in stream:
+            self._events.put_nowait((hand, sampled))
+
+    def _over(self, hand: str, reading: asyncio.Task[None]) -> None:
+        if not reading.cancelled():
+            self._events.put_nowait((hand, reading.exception()))
+
+    def _end(self, hand: str, error: BaseException | None) -> None:
+        """A stream is over. What a lost worker had not answered is dealt first."""
+        number, worker, _ = self._streams.pop(hand)
+        unanswered = self._held.pop(hand).values()
+        assert error or not unanswered, f"{hand} ended without an answer to {[*unanswered]}"
+        if isinstance(error, VeripoError) and is_lost(error):
+            self._left.extendleft(reversed(unanswered))
+            self._workers.lost(number, worker, error)
+        elif error:
+            raise error
+        self._set_to_work()
+
+    async def _event(self) -> Event:
+        """What comes next. The wait ends, with an error, after the limit for a group, or for the
+        first worker where none is left."""
+        waiting_since = time.monotonic()
+        while self._events.empty():
+            if not self._streams:
+                await self._workers.enough()
+                self._set_to_work()
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    return await self._events.get()
+            except TimeoutError:
+                if time.monotonic() - waiting_since > self._limit_s:
+                    raise self._late() from None
+            if self._joins != self._workers.joins:
+                self._set_to_work()
+        return self._events.get_nowait()
+
+    def _late(self) -> ResourceError:
+        silent = sorted(number for number, _, _ in self._streams.values())
+        names = ", ".join(map(str, silent))
+        return late(f"sampling a group (rollout workers {names})", self._limit_s)
+
+
+async def _sampled(
+    worker: Any,
+    share: Sequence[Dealt],
+    dealer: Any,
+    hand: str,
+    settings: Mapping[str, Any],
+    limit_s: float,
+) -> AsyncIterator[Sampled]:
+    """One worker's groups as they finish."""
+    stream = worker.sample.options(num_returns="streaming").remote(share, dealer, hand, **settings)
+    try:
+        async for reference in stream:
+            for sampled in await result_of(reference, limit_s, "sampling a group"):
+                yield sampled
+    except RayError as error:
+        raise own_error(error) from None
+
+
+def dealt(task: Task) -> Dealt:
+    return task.question.id, task.prompt_ids, (task.features,)
 
 
 def deal_out(
-    tasks: Sequence[Task], workers: int, room: int
+    questions: Sequence[Dealt], workers: int, room: int
 ) -> tuple[list[list[Dealt]], list[Dealt]]:
-    """Each worker's first share, of at most `room` questions, and what is left for who asks."""
-    questions = [(task.question.id, task.prompt_ids, (task.features,)) for task in tasks]
-    at_once = min(len(tasks), workers * room)
-    return [questions[n:at_once:workers] for n in range(workers)], questions[at_once:]
+    """Each worker's next share, of at most `room` questions, and what is left for who asks."""
+    at_once = min(len(questions), workers * room)
+    shares = [list(questions[n:at_once:workers]) for n in range(workers)]
+    return shares, list(questions[at_once:])
 
 
-def requests(share: Sequence[Dealt], dealer: Any, name: str) -> Iterator[SampleRequest]:
+def requests(share: Sequence[Dealt], dealer: Any, hand: str) -> Iterator[SampleRequest]:
     """A worker's questions, in its own process: its share, then what the dealer gives it.
 
     dealer: the actor to ask, None where the share is all there is. It is asked one question ahead,
     so that the engine does not wait for the answer. Features of a share are fetched a few questions
     at once, side by side where they lie on other nodes.
     """
-    ahead = dealer and dealer.deal.remote(name)
+    ahead = dealer and dealer.deal.remote(hand)
     for start in range(0, len(share), FETCHED_AT_ONCE):
         yield from _requests(share[start : start + FETCHED_AT_ONCE])
     while ahead and (question := ray.get(ahead)) is not None:
-        ahead = dealer.deal.remote(name)
+        ahead = dealer.deal.remote(hand)
         yield from _requests([question])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from actors.feed import Feed
     from actors.judging import Judging
 
+log = logging.getLogger(__name__)
 _PACKAGES = (
     "veripo-ray",
     "torch",
@@ -56,10 +58,18 @@ class RunBook:
     """The run's folder and its position. Parts that count (feed, judging) are attached later."""
 
     def __init__(
-        self, run: config.Run, *, questions: int, resume: bool, attempt: Attempt | None = None
+        self,
+        run: config.Run,
+        *,
+        questions: int,
+        resume: bool,
+        attempt: Attempt | None = None,
+        restarts: int = 0,
     ) -> None:
+        """restarts: how often the attempt has gone back to a checkpoint by itself."""
         self.run, self.folder, self.questions = run, run.output, questions
         self.attempt = attempt or Attempt.begin(self.folder)
+        self.restarts = restarts
         self.checkpoints = Checkpoints(self.folder)
         self.journals = journal.RunJournals(self.folder, self.attempt.writing)
         self.metrics = MetricsLog(self.folder)
@@ -108,6 +118,11 @@ class RunBook:
 
     def show(self, **changes: Any) -> None:
         self._status = replace(self._status, **changes)
+
+    def tell(self, news: str) -> None:
+        """Something the user should hear of, in the display and in the log."""
+        self.show(message=news)
+        log.warning("%s", news)
 
     def status(self) -> Status:
         judging = self.judging
@@ -299,6 +314,7 @@ class RunBook:
             versions=_versions(),
             started=self._started.isoformat(timespec="seconds"),
             checkpoint=f"checkpoints/{latest.name}" if latest else None,
+            restarts=self.restarts,
         )
 
 

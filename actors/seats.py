@@ -7,7 +7,7 @@ rollout worker with GPUs of its own has another, so that it may come and go alon
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.machines import cluster_now
 from veripo_ray import config
-from veripo_ray.errors import ResourceError
+from veripo_ray.errors import LostError, ResourceError
 from veripo_ray.placement import Bundle, Placed, Plan, Role, plan
 from veripo_ray.placement.cluster import told
 
+LOOK_S = 1.0  # at whether the nodes are still there
 _NODE = "ray.io/node-id"
 
 
@@ -58,11 +59,15 @@ class Seats:
         Ray Serve's replicas have theirs already. Raises ResourceError when the run does not fit, or
         when the resources are not free within `placement.deadline_s`; nothing is held then.
         """
-        seats = cls(plan_now(run))
-        core = [p for p in seats.plan.placed if not _alone(p.bundle)]
-        others = [[p] for p in seats.plan.placed if _alone(p.bundle)]
-        await seats._hold([core, *others])
-        return seats
+        while True:
+            seats = cls(plan_now(run))
+            core = [p for p in seats.plan.placed if not _alone(p.bundle)]
+            others = [[p] for p in seats.plan.placed if _alone(p.bundle)]
+            try:
+                await seats._hold([core, *others])
+                return seats
+            except LostError:
+                continue  # a node of the plan is no more: there is another plan, or an error
 
     def of(self, role: Role, number: int = 0) -> dict[str, Any]:
         """Options of the actor class: its resources, in their place."""
@@ -75,7 +80,10 @@ class Seats:
         deadline_s = self.plan.run.placement.deadline_s
         try:
             async with asyncio.timeout(deadline_s):
-                await asyncio.gather(*(_ready(group) for _, group in groups))
+                await _unless_gone(
+                    asyncio.gather(*(_ready(group) for _, group in groups)),
+                    {placed.node.id for placed in self.plan.placed},
+                )
         except BaseException as error:
             problem = _lapsed(groups, deadline_s)
             self.release()
@@ -87,6 +95,45 @@ class Seats:
                 for process in placed.bundle.processes:
                     seat = _Seat(group, index, process.cpus, process.gpus)
                     self._seats[process.role, process.number] = seat
+
+    async def another(self, number: int, limit_s: float) -> None:
+        """A seat for a rollout worker that joins: that of the one whose place it takes where others
+        sit beside it, else a new one wherever the cluster finds room within `limit_s`."""
+        bundle = self._bundle(number)
+        if not _alone(bundle):
+            return
+        group = placement_group([_resources(bundle)], strategy="PACK")
+        self._groups.append(group)
+        process = bundle.processes[0]
+        self._seats[Role.ROLLOUT, number] = _Seat(group, 0, process.cpus, process.gpus)
+        try:
+            async with asyncio.timeout(limit_s):
+                await _ready(group)
+        except TimeoutError:
+            raise ResourceError(
+                f"not free within rollout.join_timeout_s = {limit_s:g}: {bundle.cpus:g} CPUs and "
+                f"{bundle.gpus:g} GPUs on one node for rollout worker {number}",
+                fix="add nodes, or wait for who uses them (`ray status`)",
+            ) from None
+
+    def leave(self, number: int) -> None:
+        """Give back the seat of a rollout worker, if it has one to itself."""
+        seat = self._seats.get((Role.ROLLOUT, number))
+        if seat and _alone(self._bundle(number)):
+            del self._seats[Role.ROLLOUT, number]
+            self._groups.remove(seat.group)
+            remove_placement_group(seat.group)
+
+    def room(self) -> bool:
+        """Whether some node has room for one more rollout worker now."""
+        bundle = self._bundle(0)
+        free = cluster_now(free=True).nodes
+        return any(node.cpus >= bundle.cpus and node.gpus >= bundle.gpus for node in free)
+
+    def _bundle(self, number: int) -> Bundle:
+        """Of a rollout worker; those beyond the plan are like its first."""
+        planned = number < self.plan.run.rollout.workers
+        return self.plan.seat(Role.ROLLOUT, number if planned else 0).bundle
 
     def release(self) -> None:
         """Give everything back; actors that still sit there end."""
@@ -123,6 +170,19 @@ def _resources(bundle: Bundle) -> dict[str, float]:
 
 async def _ready(group: PlacementGroup) -> None:
     await group.ready()
+
+
+async def _unless_gone(ready: Awaitable[Any], nodes: Collection[str]) -> None:
+    """Wait for it while these nodes live; LostError when one does not, which Ray may have noticed
+    only after it was chosen."""
+    waiting = asyncio.ensure_future(ready)
+    try:
+        while not (await asyncio.wait([waiting], timeout=LOOK_S))[0]:
+            if gone := set(nodes) - {node.id for node in cluster_now().nodes}:
+                raise LostError(f"nodes {', '.join(sorted(gone))} are gone")
+        waiting.result()
+    finally:
+        waiting.cancel()
 
 
 def _lapsed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from actors.reference import Reference
 from actors.rollout import RolloutWorker
 from actors.seats import Seats
 from actors.syncing import WeightSync
+from actors.workers import Workers
 from veripo_ray import codec, config
-from veripo_ray.errors import ResourceError
+from veripo_ray.errors import LostError, ResourceError
 from veripo_ray.learner import TrainGroup, TrainPair
 from veripo_ray.objectives.advantages import group_advantages
 from veripo_ray.placement import Role
@@ -46,12 +47,14 @@ class Team:
     RolloutWorker: type = RolloutWorker
     seats: Seats
 
-    def __init__(self, run: config.Run, checkpoint: Path) -> None:
-        self.run, self.checkpoint = run, checkpoint
+    def __init__(self, run: config.Run, checkpoint: Path, tell: Callable[[str], None]) -> None:
+        self.run, self.checkpoint, self._tell = run, checkpoint, tell
         self.tokenizer = load_tokenizer(checkpoint)
         self.spec = read_spec(checkpoint)
         self._dealer = Dealer(run.rollout.max_num_seqs, run.call_timeout_s)
         self._sync = WeightSync(run.call_timeout_s)
+        self._syncing = asyncio.Lock()
+        self._version, self._published = 0, asyncio.Event()  # set while the learner has a version
 
     @classmethod
     async def start(
@@ -62,19 +65,26 @@ class Team:
         resumed: Path | None,
         reference: Path | None,
         version: int,
+        tell: Callable[[str], None],
     ) -> Team:
         """Hold what the plan says, start every actor there and wait until all have answered.
 
         resumed: the checkpoint to go on from, of weights `version`; reference: what the reference
-        holds then.
+        holds then; tell: news for the user.
         Raises ResourceError naming what was not free, or who did not answer in time.
         """
         weights = resumed / "hf" if resumed else checkpoint
-        team = cls(run, checkpoint)
+        team = cls(run, checkpoint, tell)
         team.seats = await Seats.take(run)
         team._create(weights, reference or checkpoint, version)
-        await team._answer(team._everyone())
-        await team._meet(resumed)
+        try:
+            await team._answer(team._everyone())
+            await team._meet(resumed)
+        except BaseException:
+            team.close()
+            raise
+        team._is_published(version)
+        team.workers.keep()
         return team
 
     def _create(self, weights: Path, reference: Path, version: int) -> None:
@@ -82,18 +92,8 @@ class Team:
         self.encoder = self.Encoder.actor(run.features, **self.seats.of(Role.ENCODER)).remote(
             str(self.checkpoint), run.video, run.features, device, frames=run.learner.train_vision
         )
-        self.workers = [
-            self._actor(self.RolloutWorker, Role.ROLLOUT, number).remote(
-                str(weights),
-                run.rollout,
-                device=device,
-                seed=run.seed + number,
-                version=version,
-                tower=run.learner.train_vision,
-                lora=run.learner.lora,
-            )
-            for number in range(run.rollout.workers)
-        ]
+        self.workers = Workers(run.rollout, self, tell=self._tell)
+        self.workers.begin([self._worker(n, weights, version) for n in range(run.rollout.workers)])
         self.ranks = [
             self._actor(LearnerRank, Role.LEARNER, rank).remote(
                 str(self.checkpoint),  # not the resumed one, which will be pruned
@@ -118,12 +118,20 @@ class Team:
     def _actor(self, kind: type, role: Role, number: int = 0) -> Any:
         return ray.remote(kind).options(**self.seats.of(role, number))
 
-    def _everyone(self) -> dict[str, Any]:
-        others = {**self._workers_by_name(), **self._ranks_by_name()}
-        return {"encoder": self.encoder, **others, "reference": self.reference}
+    def _worker(self, number: int, weights: Path, version: int) -> Any:
+        return self._actor(self.RolloutWorker, Role.ROLLOUT, number).remote(
+            str(weights),
+            self.run.rollout,
+            device=self.run.device,
+            seed=self.run.seed + number,
+            version=version,
+            tower=self.run.learner.train_vision,
+            lora=self.run.learner.lora,
+        )
 
-    def _workers_by_name(self) -> dict[str, Any]:
-        return {f"rollout worker {n}": worker for n, worker in enumerate(self.workers)}
+    def _everyone(self) -> dict[str, Any]:
+        others = {**self.workers.by_name(), **self._ranks_by_name()}
+        return {"encoder": self.encoder, **others, "reference": self.reference}
 
     def _ranks_by_name(self) -> dict[str, Any]:
         return {f"learner rank {n}": rank for n, rank in enumerate(self.ranks)}
@@ -225,7 +233,7 @@ class Team:
         """Equal for the same work of the same run: what is done again is sampled alike. Where it
         is not known beforehand which of several workers asks a question, each has its own seed."""
         seed = zlib.crc32(f"{self.run.seed}/{prefix}".encode())
-        return {"seed": seed, "seed_each": len(self.workers) > 1}
+        return {"seed": seed, "seed_each": self.workers.several}
 
     def deal(self, sampling: str) -> Dealt | None:
         """The next question of a sampling, for the rollout worker that asks."""
@@ -249,6 +257,7 @@ class Team:
             call = self.reference.logprobs.remote(groups, wanted)
             reference = await self._one(call, "scoring by the reference")
         rows = ray.put([_train_group(group, phase, reference, proximal) for group in groups])
+        await self._before_step()
         steps = [rank.grpo_step.remote([rows], wanted, phase, max_gap) for rank in self.ranks]
         return (await self._all(steps, "a grpo step"))[0]
 
@@ -266,6 +275,7 @@ class Team:
         self, pairs: Sequence[Pair], features: Mapping[str, Any], phase: config.Dpo
     ) -> dict[str, float]:
         rows = ray.put([_train_pair(pair) for pair in pairs])
+        await self._before_step()
         steps = [rank.dpo_step.remote([rows], features, phase) for rank in self.ranks]
         return (await self._all(steps, "a dpo step"))[0]
 
@@ -280,31 +290,75 @@ class Team:
     # --- weights
 
     async def publish(self, version: int) -> None:
-        """The learner's weights to every rollout worker."""
-        await self._sync.publish(version, self._ranks_by_name(), self._workers_by_name())
+        """The learner's weights to every rollout worker that is not lost over it."""
+        async with self._syncing:
+            self._published.clear()
+            while True:
+                try:
+                    workers = self.workers.by_name()
+                    await self._sync.publish(version, self._ranks_by_name(), workers)
+                    break
+                except LostError:
+                    if not await self.workers.call_the_roll():
+                        raise
+            self._is_published(version)
+
+    def _is_published(self, version: int) -> None:
+        """The learner has the weights of this version until its next step."""
+        self._version = version
+        self._published.set()
+
+    async def _before_step(self) -> None:
+        """The learner's weights are about to be of no version."""
+        async with self._syncing:
+            self._published.clear()
 
     async def refit_reference(self, version: int) -> None:
         reference = {"reference": self.reference}
         await self._sync.publish(version, self._ranks_by_name(), reference)
+
+    # --- rollout workers that join: see `actors.workers.Host`
+
+    async def start_worker(self, number: int, limit_s: float) -> Any:
+        """One that starts from the run's first weights, which stay where they are."""
+        await self.seats.another(number, limit_s)
+        return self._worker(number, self.checkpoint, version=-1)
+
+    def end_worker(self, number: int, worker: Any) -> None:
+        if worker is not None:
+            ray.kill(worker)
+        self.seats.leave(number)
+
+    def has_room_for_worker(self) -> bool:
+        return self.seats.room()
+
+    @property
+    def can_catch_up(self) -> bool:
+        return self._published.is_set()
+
+    async def catch_up(self, worker: Any) -> None:
+        """Give a worker that joins the weights of the present version, as soon as the learner has
+        those of a version: in the middle of a phase's steps after the next sync."""
+        while True:
+            await self._published.wait()
+            async with self._syncing:
+                if self._published.is_set():
+                    one = {"the rollout worker that joins": worker}
+                    await self._sync.publish(self._version, self._ranks_by_name(), one)
+                    return
 
     async def measure_gap(self, task: Task, limit: float) -> float:
         """Every rollout worker samples one group, of GAP_TOKENS at most, and the learner scores
         them under the same version: see `gap_of`."""
         sampling = self._exploring("gap")
         sampling["max_tokens"] = min(sampling["max_tokens"], GAP_TOKENS)
-        probes = [
-            self._one_group(task, f"gap.{number}", worker, sampling)
-            for number, worker in enumerate(self.workers)
-        ]
-        groups = await asyncio.gather(*probes)
+        groups: list[Group] = []
+        while not groups:
+            await self.workers.enough()
+            groups = await self.workers.all(
+                lambda number, worker: self._dealer.group(task, f"gap.{number}", worker, sampling)
+            )
         return await self.gap_of(groups, {group.id: task.features for group in groups}, limit)
-
-    async def _one_group(
-        self, task: Task, prefix: str, worker: Any, sampling: Mapping[str, Any]
-    ) -> Group:
-        groups = self._dealer.groups([task], prefix, [worker], sampling)
-        (group,) = [group async for group in groups]
-        return group
 
     async def gap_of(
         self, groups: Sequence[Group], features: Mapping[str, Any], limit: float
@@ -324,7 +378,8 @@ class Team:
         await self._all(saves, "writing the learner's checkpoint")
 
     def close(self) -> None:
-        for actor in self._everyone().values():
+        self.workers.close()
+        for actor in (self.encoder, *self.ranks, self.reference):
             ray.kill(actor)
         self.seats.release()
 

@@ -42,6 +42,18 @@ class TakenOver(VeripoError):
     """A newer attempt at the same run has begun: this one may not write any more."""
 
 
+class LostError(ResourceError):
+    """An actor of the run, or what it had made, is gone: its process or its node has ended."""
+
+
+class LostObjectError(LostError):
+    """An actor that lives could not fetch an object: the node that held it is gone."""
+
+
+class EngineError(VeripoError):
+    """vLLM failed in the middle of a step. Its worker is good for nothing more."""
+
+
 class PrecisionError(VeripoError):
     """Rollout worker and learner disagree on the log-probability of the same tokens."""
 

@@ -146,6 +146,7 @@ class Summary(Entry):
     versions: dict[str, str] = {}
     started: str | None = Field(None, description="ISO 8601, UTC")
     checkpoint: str | None = Field(None, description="the last one, relative to the run's folder")
+    restarts: Natural = Field(0, description="times it went back to a checkpoint by itself")
 
 
 def write_summary(folder: Path, summary: Summary) -> Path:

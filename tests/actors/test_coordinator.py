@@ -4,7 +4,7 @@ does not depend on where a run was stopped."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from actors.coordinator import Coordinator
 from actors.feed import Task
 from actors.team import Team
 from veripo_ray import config, journal
+from veripo_ray.errors import LostError
 from veripo_ray.questions import LeftOut, QuestionTable
 from veripo_ray.records import Group, Kind, Question, Rollout, Verdict
 from veripo_ray.runlog import read_summary
@@ -23,6 +24,7 @@ from veripo_ray.verifier.judges import Case, Judge, Judgement, Rules
 from veripo_ray.verifier.verify import Item, verify
 
 QUESTIONS = 30
+RUNS = ("whole", "lossy")
 RESPONSE = "<think> f1 red 1 f2 red 2 so {0} </think> <answer> {0} </answer>"
 
 
@@ -30,11 +32,12 @@ class _Team(Team):
     """Odd questions are answered rightly by every rollout, even ones by the first only."""
 
     stop_at: int | None = None  # a stop is asked for during this learning step
+    lose_at: Iterator[int] = iter(())  # the first team loses a rank in this step, and the next ...
 
     @classmethod
     async def start(cls, run: config.Run, checkpoint: Path, *, version: int, **_: Any) -> _Team:
         team = cls.__new__(cls)
-        team.run, team.steps = run, 0
+        team.run, team.steps, team.lost_in = run, 0, next(cls.lose_at, 0)
         team.version, team.measured = version, set()
         cls.coordinator.fake = team
         return team
@@ -81,6 +84,8 @@ class _Team(Team):
     ) -> dict[str, float]:
         self.steps += 1
         await asyncio.sleep(0)
+        if self.steps == self.lost_in:
+            raise LostError("LearnerRank died.\n its node is gone")
         if limit is not None:
             await self.gap_of(groups, features, limit)
         if self.steps == self.stop_at:
@@ -156,6 +161,7 @@ def _lead(
     *,
     resume: bool = False,
     stop_at: int | None = None,
+    lose_at: Sequence[int] = (),
     videos: Sequence[int] = (),
     examiner: Judge | None = None,
     **phase: Any,
@@ -182,7 +188,7 @@ def _lead(
             left_out=LeftOut(),
             verifier_url="http://nowhere",
             resume=resume,
-            team=type("Team", (_Team,), {"stop_at": stop_at}),
+            team=type("Team", (_Team,), {"stop_at": stop_at, "lose_at": iter(lose_at)}),
         )
         leader.client = _Verifier(Rules())  # type: ignore[assignment]
         leader.examiner = _Verifier(examiner or Rules())  # type: ignore[assignment]
@@ -204,6 +210,32 @@ def test_a_run_stopped_in_the_middle_of_a_phase_asks_the_same_in_the_same_order(
     assert _lead(tmp_path / "cut", resume=True, stop_at=6) == "stopped"  # in the second phase
     assert _lead(tmp_path / "cut", resume=True) == "finished"
     assert _asked(tmp_path / "cut") == _asked(tmp_path / "whole")
+
+
+def test_a_run_that_loses_a_rank_goes_back_to_its_last_checkpoint_and_writes_nothing_twice(
+    tmp_path: Path,
+) -> None:
+    """Before there is a checkpoint, after one, and in the second phase."""
+    assert _lead(tmp_path / "whole") == "finished"
+    assert _lead(tmp_path / "lossy", lose_at=(2, 4, 7)) == "finished"
+    assert _asked(tmp_path / "lossy") == _asked(tmp_path / "whole")
+    judged = [group.group_id for group in journal.read_judged(tmp_path / "lossy")]
+    assert judged == _asked(tmp_path / "whole")
+    steps = [len((tmp_path / run / "metrics.jsonl").read_text().splitlines()) for run in RUNS]
+    assert steps[0] == steps[1]
+    summary = read_summary(tmp_path / "lossy")
+    assert summary is not None
+    assert summary.restarts == 3
+
+
+def test_a_run_goes_back_no_more_often_than_it_may_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(LostError, match="its node is gone"):
+        _lead(tmp_path, lose_at=(2, 2, 2, 2))
+    told = [record.getMessage() for record in caplog.records if record.name == "actors.runbook"]
+    back = "LearnerRank died. Going back to the last checkpoint, time {} of max_restarts = 3"
+    assert told == [back.format(time) for time in (1, 2, 3)]
 
 
 def test_the_second_phase_leaves_out_the_set_share_of_what_the_first_has_solved(

@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray import cloudpickle
 
-from actors.dealing import Dealer, deal_out, requests
+from actors.dealing import Dealer, deal_out, dealt, requests
 from actors.feed import Task
-from veripo_ray.errors import DataError
-from veripo_ray.records import Group, Kind, Question
+from actors.workers import Workers
+from veripo_ray import config
+from veripo_ray.errors import DataError, EngineError, ResourceError, VeripoError
+from veripo_ray.records import Group, Kind, Question, Rollout
 from veripo_ray.sampler import Sampled
 
 
@@ -29,7 +31,7 @@ def _tasks(count: int, features: Any = None) -> list[Task]:
 
 @given(st.integers(0, 40), st.integers(1, 5), st.integers(1, 6))
 def test_first_shares_are_equal_and_fit_and_nothing_is_dealt_twice(count, workers, room) -> None:
-    shares, left = deal_out(_tasks(count), workers, room)
+    shares, left = deal_out([dealt(task) for task in _tasks(count)], workers, room)
     sizes = [len(share) for share in shares]
     assert max(sizes) <= room
     assert max(sizes) - min(sizes) <= 1
@@ -42,42 +44,81 @@ def test_first_shares_are_equal_and_fit_and_nothing_is_dealt_twice(count, worker
 class _Worker:
     """Samples one question at a time, `pause` seconds each, and fails at one of them."""
 
-    def __init__(self, pause: float, bad: str = "") -> None:
-        self.pause, self.bad = pause, bad
+    def __init__(self, pause: float, bad: str = "", error: type[VeripoError] = DataError) -> None:
+        self.pause, self.bad, self.error = pause, bad, error
         self.asked: list[str] = []
+        self.weights = "old"
 
-    def sample(self, share: Any, dealer: Any, name: str, **_: Any) -> Iterator[list[Sampled]]:
-        for request in requests(share, dealer, name):
+    def ping(self) -> None: ...
+
+    def catch_up(self) -> None:
+        self.weights = "new"
+
+    def sample(self, share: Any, dealer: Any, hand: str, **_: Any) -> Iterator[list[Sampled]]:
+        for request in requests(share, dealer, hand):
             self.asked.append(request.id)
             assert request.features == ("features",)
             time.sleep(self.pause)
             if request.id == self.bad:
-                raise DataError(f"request {request.id!r} cannot be answered")
-            yield [Sampled(request.id, request.prompt_ids, ())]
+                raise self.error(f"request {request.id!r} cannot be answered")
+            yield [Sampled(request.id, request.prompt_ids, (self._rollout(),))]
+
+    def _rollout(self) -> Rollout:
+        return Rollout(
+            text=self.weights, token_ids=[1], logprobs=[0.0], finish_reason="stop", policy_version=0
+        )
 
     def taken(self) -> list[str]:
         return self.asked
 
 
+CANNOT_START = (0.0, "", DataError, "one argument too many")
+
+
 class _Leader:
-    """Hosts a dealer as the coordinator does."""
+    """Hosts a dealer, and the workers, as the coordinator does. `others`: a worker that joins."""
 
-    def __init__(self) -> None:
+    def __init__(self, others: tuple[Any, ...] = (), **rollout: Any) -> None:
         self.dealer = Dealer(max_num_seqs=4, limit_s=60)
+        self.others, self.rollout, self.found = others, rollout, []
 
-    async def deal(self, name: str) -> Any:
-        return self.dealer.deal(name)
+    async def deal(self, hand: str) -> Any:
+        return self.dealer.deal(hand)
+
+    async def start_worker(self, number: int, limit_s: float) -> Any:
+        return ray.remote(_Worker).options(num_cpus=0).remote(*self.others)
+
+    def end_worker(self, number: int, worker: Any) -> None:
+        ray.kill(worker)
+
+    def has_room_for_worker(self) -> bool:
+        return True
+
+    can_catch_up = True
+
+    async def catch_up(self, worker: Any) -> None:
+        await worker.catch_up.remote()
 
     async def all(self, count: int, workers: list[Any], stop_after: int = 1000) -> list[Group]:
+        cfg = config.Rollout(**{"workers": len(workers), **self.rollout})
+        crew = Workers(cfg, self)
+        crew.begin(workers)
+        crew.keep()
         features = SimpleNamespace(ref=ray.put(("features",)))
-        groups = self.dealer.groups(_tasks(count, features.ref), "a", workers, {"n": 2})
-        found = []
+        groups = self.dealer.groups(_tasks(count, features.ref), "a", crew, {"n": 2})
+        self.found.clear()
         async for group in groups:
-            found.append(group)
-            if len(found) == stop_after:
+            self.found.append(group)
+            if len(self.found) == stop_after:
                 break
         await groups.aclose()  # type: ignore[attr-defined]
-        return found
+        joined = [worker for worker in crew.there.values() if worker not in workers]
+        for worker in joined:
+            ray.kill(worker)
+        return self.found
+
+    async def so_far(self) -> int:
+        return len(self.found)
 
 
 @pytest.fixture
@@ -87,8 +128,8 @@ def actor(ray_session: str) -> Iterator[Any]:
     cloudpickle.register_pickle_by_value(here)
     made = []
 
-    def create(kind: type, *arguments: Any) -> Any:
-        made.append(ray.remote(kind).options(num_cpus=0).remote(*arguments))
+    def create(kind: type, *arguments: Any, **named: Any) -> Any:
+        made.append(ray.remote(kind).options(num_cpus=0).remote(*arguments, **named))
         return made[-1]
 
     yield create
@@ -129,3 +170,61 @@ def test_who_leaves_early_ends_the_dealing(actor) -> None:
     assert len(_get(actor(_Leader).all.remote(200, workers, 3))) == 3
     taken = _get([worker.taken.remote() for worker in workers])  # when their sampling is over
     assert sum(map(len, taken)) < 100
+
+
+def _ids(groups: list[Group]) -> list[str]:
+    return sorted(group.question.id for group in groups)
+
+
+def _wait_for(leader: Any, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while _get(leader.so_far.remote()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_a_lost_worker_had_in_hand_goes_to_the_others_and_no_group_comes_twice(actor) -> None:
+    """It had answered some of its share, had more of it to come, and had asked for others."""
+    lost, left = actor(_Worker, 0.1), actor(_Worker, 0.1)
+    _get([lost.taken.remote(), left.taken.remote()])
+    leader = actor(_Leader, CANNOT_START)  # nobody takes its place
+    sampling = leader.all.remote(40, [lost, left])
+    _wait_for(leader, 10)
+    ray.kill(lost)
+    assert _ids(_get(sampling)) == sorted(f"q{n}" for n in range(40))
+
+
+def test_the_place_of_the_only_worker_is_taken_by_one_with_the_present_weights(actor) -> None:
+    only = actor(_Worker, 0.1)
+    leader = actor(_Leader, (0.0,))
+    sampling = leader.all.remote(40, [only])
+    _wait_for(leader, 3)
+    ray.kill(only)
+    groups = _get(sampling)
+    assert _ids(groups) == sorted(f"q{n}" for n in range(40))
+    assert {group.rollouts[0].text for group in groups[-20:]} == {"new"}
+
+
+def test_a_worker_that_joins_in_the_middle_of_a_sampling_gets_what_nobody_has_yet(actor) -> None:
+    slow = actor(_Worker, 0.5)
+    _get(slow.taken.remote())
+    groups = _get(actor(_Leader, (0.0,), max_workers=2).all.remote(40, [slow]))
+    assert _ids(groups) == sorted(f"q{n}" for n in range(40))
+    assert {group.rollouts[0].text for group in groups} == {"old", "new"}
+
+
+def test_an_engine_that_failed_is_replaced_once_and_its_second_failure_ends_the_run(actor) -> None:
+    healthy = actor(_Leader, (0.0,))
+    groups = _get(healthy.all.remote(12, [actor(_Worker, 0.0, "q5", EngineError)]))
+    assert _ids(groups) == sorted(f"q{n}" for n in range(12))
+    again = actor(_Leader, (0.0, "q5", EngineError))
+    with pytest.raises(EngineError, match="'q5' cannot be answered"):
+        _get(again.all.remote(12, [actor(_Worker, 0.0, "q5", EngineError)]))
+
+
+def test_with_fewer_workers_than_wanted_sampling_waits_and_says_so_in_time(actor) -> None:
+    dead = actor(_Worker, 0.0)
+    ray.kill(dead)
+    leader = actor(_Leader, CANNOT_START, join_timeout_s=2.0)
+    with pytest.raises(ResourceError, match=r"0 left, rollout.min_workers = 1"):
+        _get(leader.all.remote(4, [dead]))

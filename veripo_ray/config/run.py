@@ -70,7 +70,18 @@ class Prompt(Settings):
 class Rollout(Settings):
     """vLLM workers that sample."""
 
-    workers: Count = 1
+    workers: Count = Field(1, description="a lost one is replaced when the cluster has room")
+    min_workers: Count = Field(
+        1, description="fewer, and sampling waits until there are so many again [ours]"
+    )
+    max_workers: Count | None = Field(
+        None,
+        description="what the cluster has free beyond the run's needs, new nodes too, is used for "
+        "so many; None: as many as `workers` [ours]",
+    )
+    join_timeout_s: Positive = Field(
+        900.0, description="longest wait for min_workers; a new worker may take as long to start"
+    )
     group_size: Annotated[int, Field(ge=2)] = 8  # [paper]
     temperature: Positive = 1.0  # [paper]
     max_tokens: Count = 2048
@@ -80,6 +91,11 @@ class Rollout(Settings):
     gpu_memory_utilization: Fraction = 0.85
     tensor_parallel: Count = 1
     dtype: DType = "bfloat16"
+
+    @property
+    def most_workers(self) -> int:
+        """Rollout workers there may be at once."""
+        return self.max_workers or self.workers
 
 
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -264,6 +280,11 @@ class Run(Settings):
     evaluation: Evaluation = Evaluation()
     checkpoint_every: Count = Field(10, description="optimiser steps between checkpoints")
     keep_checkpoints: Count = 2
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        3,
+        description="times that a run which lost a learner rank, the reference or the encoder goes "
+        "back to its last checkpoint by itself [ours]",
+    )
     call_timeout_s: Positive = Field(3600.0, description="longest call of an actor: a hang ends")
     max_logprob_gap: Positive = Field(
         1e-3, description="stop when rollout worker and learner differ by more [ours]"
@@ -303,6 +324,7 @@ class Run(Settings):
             *_schedule_problems(self),
             *_token_problems(self),
             *_lora_problems(self),
+            *_worker_problems(self),
             *_judge_problems(self),
             *_layout_problems(self),
         ]
@@ -386,6 +408,26 @@ def _lora_problems(run: Run) -> list[str]:
         problems.append(
             f"learner.lora.dropout = {lora.dropout:g} is of sft phases, and the schedule has none; "
             "set it to 0"
+        )
+    return problems
+
+
+def _worker_problems(run: Run) -> list[str]:
+    problems, rollout, workers = [], run.rollout, run.rollout.workers
+    if rollout.min_workers > workers:
+        problems.append(
+            f"rollout.min_workers = {rollout.min_workers} is more than rollout.workers = "
+            f"{workers}; lower it, or raise rollout.workers"
+        )
+    if rollout.most_workers < workers:
+        problems.append(
+            f"rollout.max_workers = {rollout.max_workers} is fewer than rollout.workers = "
+            f"{workers}; raise it, or leave it out"
+        )
+    if rollout.most_workers > workers and run.placement.layout == "colocated":
+        problems.append(
+            f"rollout.max_workers = {rollout.max_workers}: further workers would have GPUs of "
+            "their own, but placement.layout = colocated; leave it out, or raise rollout.workers"
         )
     return problems
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from veripo_ray import config
-from veripo_ray.errors import CheckpointError, DataError, VeripoError
+from veripo_ray.errors import CheckpointError, DataError, EngineError, VeripoError
 from veripo_ray.policy.folder import TOWER, load_tokenizer
 from veripo_ray.policy.lora import changes
 from veripo_ray.policy.qwen_vl import read_spec
@@ -116,8 +116,9 @@ class Sampler:
         request draws from a seed of its own, made of `seed` and its id, so that its rollouts do not
         depend on its company (but for rounding, which may differ with the size of the batch); vLLM
         takes a few percent longer for it with a tiny model.
-        Raises DataError naming a request that cannot be answered, and VeripoError when the weights
-        are stale or the engine fails. Whatever ends it early, the engine forgets what is left.
+        Raises DataError naming a request that cannot be answered, VeripoError when the weights are
+        stale, and EngineError when the engine fails. Whatever ends it early, the engine forgets
+        what is left.
         """
         self._refuse_unless_ready()
         self._sampling = True
@@ -211,7 +212,7 @@ class Sampler:
         except Exception as error:  # of whatever kind: the engine's own books are wrong after it
             self.state = State.DEAD
             names = ", ".join(sorted(self._in_flight))
-            raise VeripoError(
+            raise EngineError(
                 f"vLLM failed while it sampled {names}: {error!r}",
                 fix=f"{_NEW_WORKER}; if that fails again, look at these questions",
             ) from error
@@ -280,7 +281,7 @@ class Sampler:
                 "the sampler is in the middle of a `sample`", fix="use up or close its iterator"
             )
         if self.state is State.DEAD:
-            raise VeripoError("vLLM's engine has ended", fix=_NEW_WORKER)
+            raise EngineError("vLLM's engine has ended", fix=_NEW_WORKER)
         if self.state is State.STALE and not stale_will_do:
             raise VeripoError(
                 f"the weight update after version {self.version} failed, and nothing is sampled "
