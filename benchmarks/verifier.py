@@ -12,10 +12,10 @@ machine as the clients:
             does the same checks one by one, and asks the same vLLM engine for one case at a time
 
 Then, for the vllm judge, overload: requests come at ten times the rate that 16 clients reached,
-twice. What is not answered with verdicts must be refused with 429; the memory of the verifier's
-processes, the latency of what was accepted, and the time until every request is accepted again are
-told. (With `rules` the clients and Serve's proxy would need more than the machine that the
-verifier itself fills.)
+twice, at a verifier whose `max_wait_s` is the median latency of those 16. What is not answered with
+verdicts must be refused with 429; the memory of the verifier's processes, the latency of what was
+accepted, and the time until every request is accepted again are told. (With `rules` the clients and
+Serve's proxy would need more than the machine that the verifier itself fills.)
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ from veripo_ray.verifier.labelled import load
 GROUP = 8  # responses of a question
 QUESTIONS = {"rules": 16, "vllm": 4}  # of a request
 REQUESTS = {"rules": 48, "vllm": 16}  # of a round, at least two a client
-CALM_CLIENTS, OVERLOAD, OVERLOAD_S, GIVE_UP_S = 16, 10, 10.0, 60.0
-MAX_WAIT_S = 2.0  # what is accepted waits no longer for what is before it
+CALM_CLIENTS, WARM_CLIENTS, OVERLOAD, OVERLOAD_S, GIVE_UP_S = 16, 4, 10, 10.0, 60.0
 START_S = 180.0
 SIDES = ("ours", "plain")
 
@@ -89,10 +88,12 @@ def _measure(judge: str, folder: str, args: argparse.Namespace) -> list[dict[str
         _print_head(judge)
         urls = {"ours": ours, "plain": plain}
         rows = [_throughput(judge, urls, clients, args.rounds) for clients in args.clients]
-    if judge == "vllm":  # what `rules` can take, ten times over, no client here can send
-        with _ours(judge, folder, args.replicas, max_wait_s=MAX_WAIT_S) as ours:
-            rows.append(_overload(judge, ours))
-    return rows
+        if judge == "rules":  # what it can take, ten times over, no client here can send
+            return rows
+        calm = closed(ours, _some("ours", judge, 98, 4 * REQUESTS[judge]), CALM_CLIENTS)
+    wait_s = round(calm.percentile_ms(50) / 1e3, 2)
+    with _ours(judge, folder, args.replicas, max_wait_s=wait_s) as ours:
+        return [*rows, _overload(judge, ours, calm) | {"max_wait_s": wait_s}]
 
 
 # --- throughput
@@ -103,7 +104,7 @@ def _throughput(judge: str, urls: dict[str, str], clients: int, rounds: int) -> 
     outcomes: dict[str, list[Outcome]] = {side: [] for side in SIDES}
     count = max(REQUESTS[judge], 2 * clients)
     for number, side in itertools.product(range(rounds + 1), SIDES):
-        bodies = list(itertools.islice(_bodies(side, judge, number), count if number else 4))
+        bodies = _some(side, judge, number, count if number else 4)
         outcome = closed(urls[side], bodies, clients)
         if set(outcome.statuses) != {200}:
             raise SystemExit(f"{side} answered {dict(outcome.statuses)} to {clients} clients")
@@ -132,12 +133,12 @@ def _medians(
 # --- overload
 
 
-def _overload(judge: str, url: str) -> dict[str, Any]:
-    """The rate it can take, twice a flood of ten times that, and the time until it takes the calm
-    rate again. Requests are those of the throughput, one after the other seed."""
-    bodies, items = _bodies("ours", judge, 99), GROUP * QUESTIONS[judge]
-    calm = closed(url, list(itertools.islice(bodies, 4 * REQUESTS[judge])), CALM_CLIENTS)
-    per_second = calm.rate / items
+def _overload(judge: str, url: str, calm: Outcome) -> dict[str, Any]:
+    """Twice a flood of ten times the calm rate, and the time until it takes that rate again.
+    Requests are those of the throughput, one after the other seed."""
+    bodies = _bodies("ours", judge, 99)
+    per_second = calm.rate / (GROUP * QUESTIONS[judge])
+    closed(url, list(itertools.islice(bodies, REQUESTS[judge])), WARM_CLIENTS)
     memory, floods = [_resident_mb()], []
     for _ in range(2):
         flood = list(itertools.islice(bodies, round(OVERLOAD * OVERLOAD_S * per_second)))
@@ -166,7 +167,7 @@ def _recovery(judge: str, url: str, per_second: float) -> float:
     """Seconds until a second of half the calm rate is accepted whole."""
     started, number = time.perf_counter(), 200
     while time.perf_counter() - started < GIVE_UP_S:
-        few = list(itertools.islice(_bodies("ours", judge, number), max(2, round(per_second / 2))))
+        few = _some("ours", judge, number, max(2, round(per_second / 2)))
         at, number = time.perf_counter() - started, number + 1
         if set(opened(url, few, per_second / 2).statuses) == {200}:
             return round(at, 1)
@@ -189,6 +190,10 @@ def _resident_mb() -> dict[str, int]:
 
 
 # --- requests
+
+
+def _some(side: str, judge: str, seed: int, count: int) -> list[Body]:
+    return list(itertools.islice(_bodies(side, judge, seed), count))
 
 
 def _bodies(side: str, judge: str, seed: int) -> Iterator[Body]:

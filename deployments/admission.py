@@ -32,7 +32,7 @@ class Pace:
     """Seconds that a replica spends on an item: those during which it had work, over the items
     that it finished. What is long past counts ever less."""
 
-    _MEMORY_S = 10.0
+    _MEMORY_S = 4.0  # of overload that sets in, much more would be noticed too late
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._since = clock, 0.0
@@ -60,8 +60,9 @@ class Admission:
     """Counts the requests at work and their items, on the event loop's thread alone.
 
     A request is counted before its body is read, so that bodies are bounded in number too; and
-    refused before, when those at work will take longer than `max_wait_s`. So what is accepted under
-    overload is answered about as soon as ever.
+    refused when those at work will take longer than `max_wait_s`: before its body is read, and once
+    more behind that, since of many that come at once none knows the items of the others before. So
+    what is accepted under overload is answered about as soon as ever.
     """
 
     def __init__(self, args: Args, metrics: Metrics) -> None:
@@ -78,8 +79,7 @@ class Admission:
         """A dependency of routes: in until the last byte of the reply, then out."""
         if self._requests >= self._max_requests:
             raise self._busy(f"{self._requests} requests are at work")
-        if self._wait_s > self._max_wait_s:
-            raise self._busy(f"what is at work takes {self._wait_s:.1f} s more")
+        self._refuse_waits()
         if not self._requests:
             self._pace.begins()
         self._requests += 1
@@ -95,8 +95,13 @@ class Admission:
     def take(self, items: int) -> None:
         if self._items and self._items + items > self._max_items:
             raise self._busy(f"{self._items} items are at work")
+        self._refuse_waits()
         self._items += items
         self._metrics.in_flight(self._requests, self._items)
+
+    def _refuse_waits(self) -> None:
+        if self._wait_s > self._max_wait_s:
+            raise self._busy(f"what is at work takes {self._wait_s:.1f} s more")
 
     def _leave(self, ticket: Ticket, finished: int) -> None:
         self._requests -= 1

@@ -262,6 +262,27 @@ def test_who_would_wait_too_long_is_refused_at_once_and_admitted_when_the_work_i
     assert int(refused.headers["retry-after"]) >= 3
 
 
+def test_of_requests_that_come_at_once_those_are_refused_that_would_wait_for_the_others(local):
+    judge = Waiting()
+
+    async def ask() -> list[int]:
+        here = local(Args(max_wait_s=1.0), judge=judge)
+        slow = asyncio.create_task(here.apost("/v1/verify", {"items": [ROW] * 10}))
+        await judge.until(10)
+        await asyncio.sleep(0.3)  # 30 ms an item
+        judge.go.set()
+        await slow
+        judge.go.clear()
+        burst = [
+            asyncio.create_task(here.apost("/v1/verify", {"items": [ROW] * 50})) for _ in "abc"
+        ]
+        await asyncio.wait(burst, return_when=asyncio.FIRST_COMPLETED)
+        judge.go.set()
+        return sorted([(await reply).status_code for reply in burst])
+
+    assert asyncio.run(ask()) == [200, 429, 429]
+
+
 def test_the_pace_is_that_of_the_time_at_work_and_forgets():
     now = 0.0
     pace = Pace(lambda: now)
