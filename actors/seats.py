@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.machines import cluster_now
 from veripo_ray import config
 from veripo_ray.errors import LostError, ResourceError
-from veripo_ray.placement import Bundle, Placed, Plan, Role, plan
+from veripo_ray.placement import Bundle, Placed, Plan, Role, attempt, plan
 from veripo_ray.placement.cluster import told
 
 LOOK_S = 1.0  # at whether the nodes are still there
@@ -56,13 +56,14 @@ class Seats:
     async def take(cls, run: config.Run) -> Seats:
         """Plan the run on what the cluster has free, or else on all it has, and hold that.
 
-        Ray Serve's replicas have theirs already. Raises ResourceError when the run does not fit, or
-        when the resources are not free within `placement.deadline_s`; nothing is held then.
+        Ray Serve's replicas ask for theirs themselves. Raises ResourceError when the run does not
+        fit, or what it needs is not free within `placement.deadline_s`; nothing is held then.
         """
         while True:
             seats = cls(plan_now(run))
-            core = [p for p in seats.plan.placed if not _alone(p.bundle)]
-            others = [[p] for p in seats.plan.placed if _alone(p.bundle)]
+            ours = [placed for placed in seats.plan.placed if not placed.bundle.served]
+            core = [placed for placed in ours if not _alone(placed.bundle)]
+            others = [[placed] for placed in ours if _alone(placed.bundle)]
             try:
                 await seats._hold([core, *others])
                 return seats
@@ -144,11 +145,13 @@ class Seats:
 
 
 def plan_now(run: config.Run) -> Plan:
-    """On what is free; where that is too little on all there is, which may become free."""
-    try:
-        return plan(run, cluster_now(free=True), served=False)
-    except ResourceError:
-        return plan(run, cluster_now(), served=False)
+    """On what is free, with room for the replicas of Ray Serve or beside them; where that is too
+    little on all there is, which may become free."""
+    free = cluster_now(free=True)
+    for served in (True, False):
+        if isinstance(found := attempt(run, free, served=served), Plan):
+            return found
+    return plan(run, cluster_now())
 
 
 def _alone(bundle: Bundle) -> bool:

@@ -24,6 +24,8 @@ from actors.machines import cluster_now
 from actors.team import Team
 from cluster import job, preflight
 from cluster.cold_start import cold_start
+from cluster.here import LOCAL_CPUS
+from cluster.planning import NAMESPACE, connect
 from cluster.preflight import CONFIG, Prepared
 from cluster.stopping import Stop, StoppedAtOnce
 from deployments import verifier
@@ -36,10 +38,7 @@ from veripo_ray.progress import Progress
 from veripo_ray.runlog import read_summary
 from veripo_ray.runstate import Checkpoints
 
-NAMESPACE = "veripo"
 POLL_S = 0.5
-# Logical CPUs of a private cluster: actors take turns, so a laptop's two cores carry them all.
-LOCAL_CPUS = 16
 LOCAL_STORE_BYTES = 1 << 30
 _SAME = ("model", "seed", "schedule", "data", "video", "prompt", "learner.train_vision")
 SHOWN_BAD = 10
@@ -230,7 +229,7 @@ def _verdict(outcome: str, run: config.Run, stop: Stop) -> str:
 def _cluster(device: str) -> Iterator[None]:
     """The cluster of RAY_ADDRESS (`ray job submit` sets it), or a private one for this run."""
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(namespace=NAMESPACE, log_to_driver=False)
+        connect()
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # private and on loopback
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.planning import with_device
 from cluster.questions import FOLDER, Questions, pack, unpack
 from veripo_ray import attempt as attempts
 from veripo_ray import config
@@ -99,7 +100,7 @@ def _taken_back(output: Path) -> Iterator[Path]:
 
 def resolve(run: config.Run) -> config.Run:
     """Absolute paths (actors have other working folders) and the device that is there."""
-    device = run.device if run.device != "auto" else _device()
+    device = with_device(run).device
     data = run.data
     paths = {
         name: path.expanduser().absolute()
@@ -117,12 +118,6 @@ def resolve(run: config.Run) -> config.Run:
             ),
         }
     )
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _check_disk(output: Path) -> None:

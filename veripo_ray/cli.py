@@ -46,11 +46,13 @@ def train(
     ] = False,
 ) -> None:
     """Train: the phases of the recipe's schedule, one after the other."""
-    from cluster import launch, preflight
+    from cluster import planning
     from veripo_ray import recipe as recipes
 
     chosen = [*(overrides or []), *([f"output={output}"] if output else [])]
-    run = recipes.load(recipe, chosen)
+    run = planning.planned(recipes.load(recipe, chosen))
+    from cluster import launch, preflight  # seconds of imports: not before a refusal
+
     resume = resume or (resume_if_begun and preflight.has_begun(run))
     raise typer.Exit(launch.train(run, resume=resume, overwrite=overwrite, dry_run=dry_run))
 
@@ -62,10 +64,41 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Keep the report here.")] = None,
 ) -> None:
     """Evaluate the recipe's model on its held-out questions and print the table."""
-    from cluster import launch
+    from cluster import planning
     from veripo_ray import recipe as recipes
 
-    raise typer.Exit(launch.evaluate(recipes.load(recipe, overrides or []), output))
+    run = planning.planned(recipes.load(recipe, overrides or []))
+    from cluster import launch
+
+    raise typer.Exit(launch.evaluate(run, output))
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of a cluster that need not exist; else the one that is there."),
+    ] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=0)] = 8,
+    gpu_memory: Annotated[float | None, typer.Option(help="GB of each GPU.")] = None,
+    cpus_per_node: Annotated[int | None, typer.Option(help="12 a GPU, if not given.")] = None,
+    memory_per_node: Annotated[float | None, typer.Option(help="GB of each node.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Show who would run where and with how much memory, or what is short and what would fit."""
+    from cluster import planning
+    from veripo_ray import recipe as recipes
+    from veripo_ray.placement import Cluster
+
+    chosen = [*(overrides or [])]
+    if gpu_memory is not None:
+        chosen.append(f"placement.gpu_memory_gb={gpu_memory}")
+    cluster = nodes and Cluster.uniform(
+        nodes, gpus=gpus_per_node, cpus=cpus_per_node, memory_gb=memory_per_node
+    )
+    planning.show(recipes.load(recipe, chosen), cluster or None, json=json)
 
 
 @app.command()

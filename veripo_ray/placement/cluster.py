@@ -6,6 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 GB = 1e9
+# By Ray's name of a GPU, of which there is one size; no more than its driver says it has.
+GPU_MEMORY_GB = {
+    "A10G": 24, "A100-40G": 42, "A100-80G": 85, "B200": 190, "B300": 285, "H20": 102, "H100": 80,
+    "H200": 150, "L4": 24, "L40S": 48, "RTX-PRO-6000": 102, "T4": 15,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from veripo_ray import config
 from veripo_ray.placement.cluster import GB, Node
 from veripo_ray.placement.geometry import Geometry
-from veripo_ray.placement.memory import CONTEXT, Memory, longest_pair, of_process, rank
+from veripo_ray.placement.memory import CONTEXT, Memory, of_process
 from veripo_ray.placement.packing import Placed
 from veripo_ray.placement.roles import Process, Role
 
@@ -40,7 +40,7 @@ def loads(run: config.Run, placed: Sequence[Placed], model: Geometry) -> list[Lo
             for gpu in place.gpus:
                 on.setdefault((place.node.id, gpu), (place.node, []))[1].append((process, need))
     return [
-        Load(node, gpu, tuple(needs), _peak(run, model, needs), gpu_memory(run, node))
+        Load(node, gpu, tuple(needs), _peak(run, needs), gpu_memory(run, node))
         for (_, gpu), (node, needs) in sorted(on.items(), key=lambda item: item[0])
     ]
 
@@ -83,19 +83,20 @@ def _own_share(run: config.Run, load: Load) -> Iterator[str]:
             )
 
 
-def _peak(run: config.Run, model: Geometry, needs: Sequence[Need]) -> float:
-    """Where workers and ranks share a GPU they take turns; the encoder goes on. In a grpo step the
-    reference rests, in the node's memory, or works before it; in a dpo step it works ahead of the
-    learner."""
+def _peak(run: config.Run, needs: Sequence[Need]) -> float:
+    """Where processes share a GPU, workers, ranks and the reference take turns, see `actors.turns`;
+    the encoder goes on."""
     if run.placement.layout == "separate":
         return sum(need.total for _, need in needs)
-    of_pairs = rank(run, model, longest_pair(run)).total
-    sampling = grpo = dpo = 0.0
-    for process, need in needs:
-        learner, reference = process.role == Role.LEARNER, process.role == Role.REFERENCE
-        worker = process.role == Role.ROLLOUT
-        away = worker or reference  # from the GPU, but for a context
-        sampling += CONTEXT if reference else need.resting if learner else need.total
-        grpo += CONTEXT if away else need.total
-        dpo += CONTEXT if worker else of_pairs if learner else need.total
-    return max(sampling, grpo, dpo)
+    return max(sum(_held(*need, working) for need in needs) for working in _TURNS)
+
+
+_TURNS = (Role.ROLLOUT, Role.LEARNER, Role.REFERENCE)
+
+
+def _held(process: Process, need: Memory, working: Role) -> float:
+    """While one of them works the others wait: the rank on the GPU, worker and reference in the
+    node's memory, but for a CUDA context."""
+    if process.role not in _TURNS or process.role == working:
+        return need.total
+    return need.resting if process.role == Role.LEARNER else CONTEXT

@@ -80,7 +80,7 @@ def of_process(
     if process.role == Role.ROLLOUT:
         return _worker(run, model, gpu_memory)
     if process.role == Role.LEARNER:
-        return rank(run, model, longest_group(run))
+        return _rank(run, model)
     if process.role == Role.REFERENCE:
         return _reference(run, model)
     if process.role == Role.ENCODER:
@@ -110,8 +110,7 @@ def _longest(run: config.Run, responses: int) -> int:
 # --- the learner ----------------------------------------------------------------------------------
 
 
-def rank(run: config.Run, model: Geometry, tokens: int) -> Memory:
-    """A learner rank that works on a row of so many tokens."""
+def _rank(run: config.Run, model: Geometry) -> Memory:
     learner, cpu = run.learner, run.device == "cpu"
     weight = BYTES[learner.dtype]
     weights = model.parameters + (model.tower.parameters if learner.train_vision else 0)
@@ -128,7 +127,7 @@ def rank(run: config.Run, model: Geometry, tokens: int) -> Memory:
     )
     return replace(
         memory,
-        activations=_training(run, model, tokens),
+        activations=_training(run, model),
         features=_media(run, model, weight),
         buffers=(0.0 if cpu else CONTEXT) + _buckets(learner, model, trained),
     )
@@ -157,14 +156,14 @@ def _buckets(learner: config.Learner, model: Geometry, trained: int) -> float:
     )
 
 
-def _training(run: config.Run, model: Geometry, tokens: int) -> float:
+def _training(run: config.Run, model: Geometry) -> float:
     """Activations kept for the backward pass, and the logits of a chunk.
 
     A layer keeps the inputs of its matrices and of its norms (these once more in float32), as
     Korthikanti et al., arXiv 2205.05198, section 4.1, count them, without scores of attention. With
     gradient checkpointing every layer keeps its input, and one of them all.
     """
-    weight = BYTES[run.learner.dtype]
+    tokens, weight = longest_group(run), BYTES[run.learner.dtype]
     inside = weight * (
         4 * model.hidden + 2 * model.attention + 2 * model.kv + 4 * model.intermediate
     )

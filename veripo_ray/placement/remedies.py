@@ -46,7 +46,7 @@ class Remedies:
 
     def __init__(self, run: config.Run, cluster: Cluster, model: Geometry | None) -> None:
         self._run, self._cluster, self._model = run, cluster, model
-        self._options = _options(run, cluster)
+        self._options = _valid(run, _options(run, cluster))
 
     def nearest(self) -> list[Changes]:
         """At most SHOWN sets of changes, the nearest first, no one containing another's settings.
@@ -68,9 +68,9 @@ class Remedies:
         changed = applied(self._run, {change.key: change.value for change in changes})
         try:
             fits = isinstance(attempt(changed, self._cluster, self._model), Plan)
-            return fits and bool(config.Run.model_validate(changed.model_dump()))
-        except (ConfigError, ValidationError):
+        except ConfigError:
             return False
+        return fits and _is_valid(changed)
 
     def _small(self) -> Iterator[Changes]:
         """Changes of one setting or two, the cheapest first."""
@@ -133,6 +133,23 @@ def _with(section: Any, path: list[str], value: Any) -> Any:
         inner = getattr(section, name)
         value = _with(config.Lora() if inner is None else inner, rest, value)
     return section.model_copy(update={name: value})
+
+
+def _is_valid(run: config.Run) -> bool:
+    try:
+        config.Run.model_validate(run.model_dump())
+    except ValidationError:
+        return False
+    return True
+
+
+def _valid(run: config.Run, options: dict[str, list[Change]]) -> dict[str, list[Change]]:
+    """Without values that the recipe's other settings forbid."""
+    kept = {
+        key: [change for change in changes if _is_valid(applied(run, {key: change.value}))]
+        for key, changes in options.items()
+    }
+    return {key: changes for key, changes in kept.items() if changes}
 
 
 def _cost(changes: Changes) -> float:

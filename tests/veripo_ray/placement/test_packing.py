@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from veripo_ray import config
 from veripo_ray.errors import ConfigError, ResourceError
-from veripo_ray.placement import Cluster, Node, Plan, Role, plan
+from veripo_ray.placement import Cluster, Node, Plan, Role, attempt, plan
 
 
 def _run(**sections: Any) -> config.Run:
@@ -58,10 +58,8 @@ def runs(draw: st.DrawFn) -> config.Run:
 
 
 def _attempt(run: config.Run, cluster: Cluster) -> Plan | None:
-    try:
-        return plan(run, cluster)
-    except ResourceError:
-        return None
+    found = attempt(run, cluster)
+    return found if isinstance(found, Plan) else None
 
 
 @given(runs(), clusters)
