@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import ray
 
-from veripo_ray import config
+from veripo_ray import codec, config
 from veripo_ray.learner import Learner, rendezvous
-from veripo_ray.learner.examples import Example, share
+from veripo_ray.learner.examples import Example, ToScore, share
 from veripo_ray.learner.rendezvous import Address
 from veripo_ray.policy.grouped import Packed
 from veripo_ray.policy.media import Media
-from veripo_ray.records import Group
+from veripo_ray.records import Group, Pair
+from veripo_ray.reference import with_reference
 from veripo_ray.weights import Snapshot
 
 
@@ -105,6 +106,37 @@ class LearnerRank:
         """Log-probabilities of every rollout under the present weights, by group id."""
         packed = [pack(group, ray.get(features[group.id])) for group in groups]
         return named(groups, self.learner.logprobs(packed))
+
+    # --- with LoRA the ranks are the reference, too: each takes its share
+
+    def keep_reference(self) -> None:
+        """See `Learner.keep_reference`."""
+        self.learner.keep_reference()
+
+    def load_reference(self, folder: str) -> None:
+        """The policy of the learner's checkpoint in `folder` is the reference."""
+        self.learner.load_reference(folder)
+
+    def attach(self, shard: np.ndarray, features: Mapping[str, ray.ObjectRef]) -> np.ndarray:
+        """As `Reference.attach`; gives back this rank's share of the shard."""
+        pairs = codec.unpack_many(shard.data, Pair)
+        scores = self._by_reference(pairs, features)
+        scored = [with_reference(p, scores[p.id]) for p in pairs if p.id in scores]
+        return codec.to_array(codec.pack_many(scored))
+
+    def reference_logprobs(
+        self, groups: Sequence[Group], features: Mapping[str, ray.ObjectRef]
+    ) -> dict[str, list[np.ndarray]]:
+        """As `Reference.reference_logprobs`, of this rank's share of the groups."""
+        return self._by_reference(groups, features)
+
+    def _by_reference(
+        self, items: Sequence[Group | Pair], features: Mapping[str, ray.ObjectRef]
+    ) -> dict[str, list[np.ndarray]]:
+        rows = [ToScore.of(item) for item in items]
+        own = self._own(rows, features)
+        silent = {row.id: list(row.responses) for row in rows if row.id in own}  # no token to score
+        return silent | self.learner.score_by_reference(rows, own)
 
     def weights(self, version: int | None = None) -> tuple[int, Snapshot]:
         """(number of weights, the weights): called with num_returns=2, so that the caller can wait

@@ -47,7 +47,7 @@ class Reference:
         media = {pair.id: value for pair, value in zip(pairs, fetched, strict=True)}
         return codec.to_array(codec.pack_many(self.policy.attach(pairs, media)))
 
-    def logprobs(
+    def reference_logprobs(
         self, groups: Sequence[Group], features: Mapping[str, ray.ObjectRef]
     ) -> dict[str, list[np.ndarray]]:
         """Log-probabilities of every rollout, by group id (GRPO's optional KL term)."""

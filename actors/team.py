@@ -80,6 +80,7 @@ class Team:
         try:
             await team._answer(team._everyone())
             await team._meet(resumed)
+            await team._remember(reference)
         except BaseException:
             team.close()
             raise
@@ -107,13 +108,15 @@ class Team:
             )
             for rank in range(run.learner.ranks)
         ]
-        self.reference = self._actor(Reference, Role.REFERENCE).remote(
-            str(reference),
-            run.learner,
-            device=device,
-            temperature=run.rollout.temperature,
-            rests=run.placement.layout == "colocated",
-        )
+        self.reference: Any = None  # with LoRA the ranks are the reference, too
+        if not run.learner.lora:
+            self.reference = self._actor(Reference, Role.REFERENCE).remote(
+                str(reference),
+                run.learner,
+                device=device,
+                temperature=run.rollout.temperature,
+                rests=run.placement.layout == "colocated",
+            )
 
     def _actor(self, kind: type, role: Role, number: int = 0) -> Any:
         return ray.remote(kind).options(**self.seats.of(role, number))
@@ -131,7 +134,8 @@ class Team:
 
     def _everyone(self) -> dict[str, Any]:
         others = {**self.workers.by_name(), **self._ranks_by_name()}
-        return {"encoder": self.encoder, **others, "reference": self.reference}
+        reference = {"reference": self.reference} if self.reference else {}
+        return {"encoder": self.encoder, **others, **reference}
 
     def _ranks_by_name(self) -> dict[str, Any]:
         return {f"learner rank {n}": rank for n, rank in enumerate(self.ranks)}
@@ -161,6 +165,12 @@ class Team:
         if resumed:
             loads = [rank.load.remote(str(resumed)) for rank in self.ranks]
             await self._all(loads, "loading the learner's checkpoint")
+
+    async def _remember(self, reference: Path | None) -> None:
+        """Ranks that are the reference hold what it held: the policy of that checkpoint's `hf`."""
+        if reference and not self.reference:
+            loads = [rank.load_reference.remote(str(reference.parent)) for rank in self.ranks]
+            await self._all(loads, "loading the reference")
 
     async def _one(self, reference: Any, what: str) -> Any:
         return await result_of(reference, self.run.call_timeout_s, what)
@@ -254,8 +264,8 @@ class Team:
         wanted = {group.id: features[group.id] for group in groups}
         reference = None
         if phase.kl_coef:
-            call = self.reference.logprobs.remote(groups, wanted)
-            reference = await self._one(call, "scoring by the reference")
+            parts = await self._by_reference("reference_logprobs", groups, wanted)
+            reference = {id_: rows for part in parts for id_, rows in part.items()}
         rows = ray.put([_train_group(group, phase, reference, proximal) for group in groups])
         await self._before_step()
         steps = [rank.grpo_step.remote([rows], wanted, phase, max_gap) for rank in self.ranks]
@@ -283,9 +293,16 @@ class Team:
         self, pairs: Sequence[Pair], features: Mapping[str, Any]
     ) -> list[Pair]:
         """The pairs with reference log-probabilities; shards of msgpack both ways."""
-        call = self.reference.attach.remote(as_shard(pairs), features)
-        shard = await self._one(call, "scoring a shard of pairs by the reference")
-        return codec.unpack_many(memoryview(shard), Pair)
+        shards = await self._by_reference("attach", as_shard(pairs), features)
+        scored = [pair for shard in shards for pair in codec.unpack_many(memoryview(shard), Pair)]
+        place = {pair.id: number for number, pair in enumerate(pairs)}
+        return sorted(scored, key=lambda pair: place[pair.id])
+
+    async def _by_reference(self, method: str, *arguments: Any) -> list[Any]:
+        """What the reference says: the actor, or each of the ranks of its share."""
+        actors = [self.reference] if self.reference else self.ranks
+        calls = [getattr(actor, method).remote(*arguments) for actor in actors]
+        return await self._all(calls, "scoring by the reference")
 
     # --- weights
 
@@ -314,6 +331,10 @@ class Team:
             self._published.clear()
 
     async def refit_reference(self, version: int) -> None:
+        if not self.reference:
+            keeping = [rank.keep_reference.remote() for rank in self.ranks]
+            await self._all(keeping, "keeping the reference")
+            return
         reference = {"reference": self.reference}
         await self._sync.publish(version, self._ranks_by_name(), reference)
 
@@ -379,7 +400,7 @@ class Team:
 
     def close(self) -> None:
         self.workers.close()
-        for actor in (self.encoder, *self.ranks, self.reference):
+        for actor in (self.encoder, *self.ranks, *([self.reference] if self.reference else [])):
             ray.kill(actor)
         self.seats.release()
 

@@ -52,7 +52,7 @@ def local_folder(model: str, *, weights: bool = True) -> Path | None:
         return None
     try:
         return _snapshot(hub, weights, look_up=False)
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, ValueError):  # ValueError: no name that the Hub would take
         return None
 
 

@@ -79,14 +79,15 @@ class ReferencePolicy:
         """
         packed = [Packed(pair.prompt_ids, features[pair.id], _sides(pair)) for pair in pairs]
         scores = self.logprobs(packed)
-        return [_scored(pair, score) for pair, score in zip(pairs, scores, strict=True)]
+        return [with_reference(pair, score) for pair, score in zip(pairs, scores, strict=True)]
 
 
 def _sides(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     return pair.chosen.token_ids, pair.rejected.token_ids
 
 
-def _scored(pair: Pair, scores: Sequence[np.ndarray]) -> Pair:
+def with_reference(pair: Pair, scores: Sequence[np.ndarray]) -> Pair:
+    """The pair with `reference_logprob` on both sides; scores: of chosen and rejected, [R] each."""
     chosen, rejected = (float(score.sum(dtype=np.float64)) for score in scores)
     return pair.model_copy(
         update={

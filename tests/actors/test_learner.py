@@ -13,12 +13,14 @@ import torch
 from ray.exceptions import RayTaskError
 
 from actors.learner import LearnerRank
-from veripo_ray import config
+from veripo_ray import codec, config
 from veripo_ray.errors import PrecisionError, ResourceError
 from veripo_ray.learner import Learner, TrainGroup, TrainPair
 from veripo_ray.policy.media import Features, Frames
 from veripo_ray.policy.prompting import expand
 from veripo_ray.policy.qwen_vl import QwenVL, load_tokenizer, read_spec
+from veripo_ray.records import Family, Kind, Pair, Question, Response, Verdict
+from veripo_ray.reference import ReferencePolicy
 
 LR = 1e-4
 NOISE = 5e-6  # four steps move a weight by 4e-4; Adam enlarges rounding where a gradient is near 0
@@ -149,6 +151,44 @@ def test_two_ranks_train_adapters_like_one(stage, ranks, sent, examples, tiny_ch
     )
     for name, weight in trained.items():
         np.testing.assert_allclose(weight, merged[name], atol=NOISE, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_with_lora_two_ranks_share_the_work_of_the_reference(
+    stage, ranks, sent, examples, tiny_checkpoint
+):
+    _, pairs, media = examples
+    ranks.rejoin(settings(stage, lora=LORA))
+    train(ranks, sent)  # what they were before is their reference
+    shard = codec.to_array(codec.pack_many([as_pair(pair) for pair in pairs]))
+    answers = ranks.every("attach", shard, sent[2])
+    scored = [codec.unpack_many(memoryview(answer), Pair) for answer in answers]
+    assert [len(part) for part in scored] == [3, 2]
+    packed = [pair.packed(media[pair.id]) for pair in pairs]
+    expected = ReferencePolicy(tiny_checkpoint, config.Learner(dtype="float32")).logprobs(packed)
+    by_id = {pair.id: pair for part in scored for pair in part}
+    for pair, rows in zip(pairs, expected, strict=True):
+        sides = (by_id[pair.id].chosen, by_id[pair.id].rejected)
+        found = [side.reference_logprob for side in sides]
+        assert found == pytest.approx([float(row.sum()) for row in rows], abs=1e-4)
+
+
+def as_pair(pair: TrainPair) -> Pair:
+    good, bad = (
+        Response(text="x", token_ids=ids, verdict=Verdict(checks=()))
+        for ids in (pair.chosen, pair.rejected)
+    )
+    question = Question(id="q", text="?", kind=Kind.NUMERIC, gold="1")
+    return Pair(
+        id=pair.id,
+        group_id="g",
+        question=question,
+        prompt_ids=pair.prompt_ids,
+        family=Family.ACCURACY,
+        chosen=good,
+        rejected=bad,
+        explanation="one is right",
+    )
 
 
 @pytest.fixture(scope="module")

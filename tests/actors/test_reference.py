@@ -94,12 +94,12 @@ def test_weights_arrive_through_the_object_store_with_their_version(actor, token
     group = Group(id="g", question=QUESTION, prompt_ids=prompt, rollouts=(rollout,))
     features = {"g": ray.put(media)}
     taught = QwenVL.load(tiny_checkpoint, dtype=torch.float32, tower=False)
-    before = ray.get(actor.logprobs.remote([group], features), timeout=120)
+    before = ray.get(actor.reference_logprobs.remote([group], features), timeout=120)
     with torch.no_grad():
         for weight in taught.trainable().values():
             weight.mul_(1.1)
     snapshot = ray.put({name: to_array(weight) for name, weight in taught.trainable().items()})
     assert ray.get(actor.load_weights.remote(3, [snapshot]), timeout=60) == 3
     assert ray.get(actor.ping.remote(), timeout=60) == 3
-    after = ray.get(actor.logprobs.remote([group], features), timeout=60)
+    after = ray.get(actor.reference_logprobs.remote([group], features), timeout=60)
     assert not np.allclose(before["g"][0], after["g"][0])

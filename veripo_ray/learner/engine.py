@@ -175,8 +175,34 @@ class Engine:
                 for name in names:
                     yield name, weights[name]
 
-    def _whole(self, parameters: list[nn.Parameter]) -> AbstractContextManager[None]:
-        return nullcontext() if self.stage < 3 else self._lib.zero.GatheredParameters(parameters)
+    def _whole(
+        self, parameters: Sequence[nn.Parameter], *, to_write: bool = False
+    ) -> AbstractContextManager[None]:
+        if self.stage < 3:
+            return nullcontext()
+        writer = 0 if to_write else None  # who writes for all; all write alike
+        return self._lib.zero.GatheredParameters(list(parameters), modifier_rank=writer)
+
+    def values(self) -> dict[str, Tensor]:
+        """A copy of all that trains. Collective under ZeRO-3."""
+        with self._whole([*self.parameters.values()]):
+            return {name: weight.detach().clone() for name, weight in self.parameters.items()}
+
+    @contextmanager
+    def holding(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Other values for all that trains, and then again the present ones, to the bit. No step
+        may be made meanwhile. Collective under ZeRO-3."""
+        own = self.values()
+        self._put(values)
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad(), self._whole([*self.parameters.values()], to_write=True):
+            for name, weight in self.parameters.items():
+                weight.copy_(values[name])
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of optimiser and weights. Collective."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from veripo_ray.policy.grouped import Packed, micro_batches
 from veripo_ray.policy.media import Media
+from veripo_ray.records import Group, Pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,24 @@ class TrainPair:
         return Packed(self.prompt_ids, features, (self.chosen, self.rejected))
 
 
-Example = TrainGroup | TrainPair
+@dataclass(frozen=True, slots=True)
+class ToScore:
+    """A group or a pair of which nothing is wanted but log-probabilities."""
+
+    id: str
+    prompt_ids: np.ndarray
+    responses: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(cls, item: Group | Pair) -> ToScore:
+        sides = (item.chosen, item.rejected) if isinstance(item, Pair) else item.rollouts
+        return cls(item.id, item.prompt_ids, tuple(side.token_ids for side in sides))
+
+    def packed(self, features: tuple[Media, ...] = ()) -> Packed:
+        return Packed(self.prompt_ids, features, self.responses)
+
+
+Example = TrainGroup | TrainPair | ToScore
 
 
 def share(count: int, rank: int, world_size: int) -> range:

@@ -23,6 +23,7 @@ from veripo_ray.learner import rendezvous
 from veripo_ray.learner.engine import Engine
 from veripo_ray.learner.examples import Example, TrainGroup, TrainPair, rounds
 from veripo_ray.learner.objectives import DpoObjective, GrpoObjective, Stats
+from veripo_ray.policy import lora as low_rank
 from veripo_ray.policy.grouped import Packed, micro_batches, response_logprobs
 from veripo_ray.policy.lora import Weight
 from veripo_ray.policy.media import Media
@@ -80,6 +81,7 @@ class Learner:
         self.engine = Engine(
             self.policy.model, self.policy.trainable(), cfg, device, reused=[head.weight]
         )
+        self._reference = self.engine.values() if cfg.lora else None
 
     def publish(self, version: int) -> None:
         """Name the present weights; rollouts sampled from them will carry this version."""
@@ -196,11 +198,11 @@ class Learner:
         return values
 
     def score(
-        self, groups: Sequence[TrainGroup], features: Mapping[str, tuple[Media, ...]]
+        self, groups: Sequence[Example], features: Mapping[str, tuple[Media, ...]]
     ) -> dict[str, list[np.ndarray]]:
-        """Log-probabilities [R_i] float32 of this rank's share of the groups, by group id, without
-        gradients. Groups without a single response token are left out. Collective; `features` need
-        hold only this rank's.
+        """Log-probabilities [R_i] float32 of this rank's share of the groups (or pairs), by id,
+        without gradients. Those without a single response token are left out. Collective;
+        `features` need hold only this rank's.
         """
         scores: dict[str, list[np.ndarray]] = {}
         for indices in rounds(groups, self.rank, self.world_size, self.cfg.micro_batch_tokens):
@@ -209,6 +211,27 @@ class Learner:
             found = self.logprobs(rows or [self._idle()])
             scores |= {group.id: part for group, part in zip(mine, found, strict=False)}
         return scores
+
+    # --- with LoRA the learner is the reference too: adapters are small, so it keeps two sets
+
+    def keep_reference(self) -> None:
+        """The present policy is the reference from now on; before, it was the checkpoint's.
+        Collective under ZeRO-3."""
+        self._reference = self.engine.values()
+
+    def load_reference(self, folder: str | Path) -> None:
+        """The policy that `save` wrote to `folder` is the reference. Collective under ZeRO-3."""
+        stored = self.policy.stored_adapters(Path(folder) / low_rank.FOLDER)
+        device = self.policy.device
+        self._reference = {name: weight.to(device) for name, weight in stored.items()}
+
+    def score_by_reference(
+        self, groups: Sequence[Example], features: Mapping[str, tuple[Media, ...]]
+    ) -> dict[str, list[np.ndarray]]:
+        """As `score`, under the reference."""
+        assert self._reference is not None, "without LoRA the reference is another policy"
+        with self.engine.holding(self._reference):
+            return self.score(groups, features)
 
     def logprobs(self, packed: Sequence[Packed]) -> list[list[np.ndarray]]:
         """Log-probabilities [R_i] float32 of every response, without gradients.

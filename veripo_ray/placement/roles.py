@@ -75,10 +75,9 @@ def _separate(run: config.Run) -> Iterator[Bundle]:
     for number in range(run.learner.ranks):
         yield Bundle((Process(Role.LEARNER, number, 1, gpu),), gpu)
     if gpu:
-        yield _sharing(_encoder(run), _reference())
+        yield _sharing(_encoder(run), *_reference(run))
     else:
-        yield Bundle((_encoder(run),))
-        yield Bundle((_reference(),))
+        yield from (Bundle((process,)) for process in (_encoder(run), *_reference(run)))
 
 
 def _colocated(run: config.Run) -> Iterator[Bundle]:
@@ -89,7 +88,7 @@ def _colocated(run: config.Run) -> Iterator[Bundle]:
         yield _sharing(
             *([Process(Role.ROLLOUT, number, 1)] if number < workers else []),
             *([Process(Role.LEARNER, number, 1)] if number < ranks else []),
-            *([_encoder(run), _reference()] if number == slots - 1 else []),
+            *([_encoder(run), *_reference(run)] if number == slots - 1 else []),
         )
 
 
@@ -106,8 +105,9 @@ def _encoder(run: config.Run) -> Process:
     return Process(Role.ENCODER, 0, run.features.decoders)
 
 
-def _reference() -> Process:
-    return Process(Role.REFERENCE, 0, 1)
+def _reference(run: config.Run) -> list[Process]:
+    """With LoRA the learner is its own reference."""
+    return [] if run.learner.lora else [Process(Role.REFERENCE, 0, 1)]
 
 
 def _sharing(*processes: Process) -> Bundle:

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from veripo_ray import config
 
 FOLDER = "adapter"  # of a checkpoint
 _NAME = "default"  # peft's name of an adapter that got no other
+_FILE, _PREFIX = "adapter_model.safetensors", "base_model.model."  # peft's file, and names in it
 _BASE = ".base_layer"  # where peft puts the layer that an adapter sits on
 # vLLM holds these side by side in one matrix, which it takes whole or not at all
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",), ("down_proj",))
@@ -116,14 +117,23 @@ def save(folder: Path, adapters: Mapping[str, Tensor], lora: config.Lora, base: 
     """
     folder.mkdir(parents=True)
     tensors = {
-        f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": tensor.to("cpu").contiguous()
+        _PREFIX + name.replace(f".{_NAME}.", "."): tensor.to("cpu").contiguous()
         for name, tensor in adapters.items()
     }
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / _FILE, metadata={"format": "pt"})
     settings = _peft_config(lora)
     settings.base_model_name_or_path = str(base)
     settings.inference_mode = True
     settings.save_pretrained(str(folder))
+
+
+def load(folder: Path) -> dict[str, Tensor]:
+    """Adapters that `save` wrote, by transformers' names."""
+    stored = load_file(folder / _FILE)
+    return {
+        name.removeprefix(_PREFIX).replace(".weight", f".{_NAME}.weight"): tensor
+        for name, tensor in stored.items()
+    }
 
 
 def _peft_config(lora: config.Lora) -> Any:

@@ -299,6 +299,10 @@ class QwenVL(ABC):
         assert self.lora, "there are no adapters"
         low_rank.save(folder, weights, self.lora, self.checkpoint)
 
+    def stored_adapters(self, folder: Path) -> dict[str, Tensor]:
+        """Adapters that `save_adapters` wrote, by the names that `trainable` gives them."""
+        return {self.saved_name(name): w for name, w in low_rank.load(folder).items()}
+
     def _left_out(self, name: str) -> bool:
         """Whether a stored weight is of a part that was not loaded."""
         tower = name.startswith(files.TOWER)

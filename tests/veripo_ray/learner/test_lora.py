@@ -9,6 +9,7 @@ import torch
 from veripo_ray import config
 from veripo_ray.errors import CheckpointError
 from veripo_ray.learner.engine import ADAM_BETAS
+from veripo_ray.learner.examples import ToScore
 from veripo_ray.learner.objectives import DpoObjective, GrpoObjective
 from veripo_ray.policy.grouped import response_logprobs
 from veripo_ray.policy.lora import Weight, is_adapter, plain_name
@@ -130,6 +131,51 @@ def test_the_reference_becomes_the_merged_policy(saved, tiny_checkpoint, batch):
     for ours, theirs in zip(found, expected, strict=True):
         for row, other in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(row, other, atol=1e-5)
+
+
+def to_score(batch) -> list[ToScore]:
+    return [ToScore(p.id, p.prompt_ids, (p.chosen, p.rejected)) for p in batch.pairs]
+
+
+def assert_equal(ours, theirs, *, atol: float = 0.0) -> None:
+    assert ours.keys() == theirs.keys()
+    for id_, rows in ours.items():
+        for row, other in zip(rows, theirs[id_], strict=True):
+            np.testing.assert_allclose(row, other, atol=atol, rtol=0, err_msg=id_)
+
+
+@pytest.mark.parametrize(("stage", "rank"), [(0, 4), (3, 4), (3, 1)])
+def test_the_learner_is_a_reference_that_rests_while_it_learns(
+    stage, rank, learner, batch, tiny_checkpoint, tmp_path
+):
+    """Under ZeRO-3 adapters of rank 1 are too small to be cut, and stay whole on every rank."""
+    lora = config.Lora(rank=rank, alpha=8)
+    trained, rows = learner(lora=lora, zero_stage=stage), to_score(batch)
+    packed = [row.packed(batch.features[row.id]) for row in rows]
+    plain = ReferencePolicy(tiny_checkpoint, config.Learner(dtype="float32")).logprobs(packed)
+    base = {row.id: scores for row, scores in zip(rows, plain, strict=True)}
+    train(trained, batch)
+    assert_equal(trained.score_by_reference(rows, batch.features), base, atol=1e-5)
+    entered = trained.score(rows, batch.features)
+    trained.keep_reference()
+    trained.save(tmp_path / "entered")
+    resumed = learner(lora=lora, zero_stage=stage)
+    resumed.load_reference(tmp_path / "entered")
+    for each in (trained, resumed):
+        train(each, batch)
+        assert_equal(each.score_by_reference(rows, batch.features), entered)
+
+
+def test_scoring_by_the_reference_leaves_no_trace_in_training(learner, batch):
+    one, other = (learner(lora=LORA, zero_stage=3) for _ in range(2))
+    for each in (one, other):
+        for _ in range(2):
+            train(each, batch)
+            if each is other:
+                each.score_by_reference(to_score(batch), batch.features)
+    ours, theirs = one.adapters(), other.adapters()
+    for name, weight in ours.items():
+        np.testing.assert_array_equal(weight, theirs[name], err_msg=name)
 
 
 @pytest.mark.parametrize("lora", [None, LORA.model_copy(update={"rank": 8})])

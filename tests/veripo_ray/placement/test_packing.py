@@ -152,3 +152,14 @@ def test_what_is_short_is_named() -> None:
         plan(small, Cluster.uniform(1, gpus=1, cpus=7))
     with pytest.raises(ResourceError, match=r"needs 0.5 GPUs, .* has 0"):
         plan(small, Cluster.uniform(1, gpus=0, cpus=8))
+
+
+@pytest.mark.parametrize("layout", ["separate", "colocated"])
+def test_a_learner_with_adapters_is_its_own_reference_and_fits_a_single_gpu(layout: str) -> None:
+    one = Cluster((Node("n", 16.0, 1.0),))
+    three = Cluster((Node("n", 16.0, 3.0),))
+    run = _run(learner={"lora": {"rank": 8}}, placement={"layout": layout})
+    found = plan(run, one if layout == "colocated" else three)
+    roles = [process.role for placed in found.placed for process in placed.bundle.processes]
+    assert Role.REFERENCE not in roles
+    assert {Role.ENCODER, Role.LEARNER, Role.ROLLOUT} <= set(roles)
