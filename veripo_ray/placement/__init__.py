@@ -1,6 +1,6 @@
 """From a recipe and a cluster to a plan: who runs where, and whether it fits. Without Ray or torch.
 
-    run = recipe.load("qwen2_5_vl_7b_1x8", ["device=cuda"])
+    run = recipe.load("qwen2_5_vl_7b_8gpu")
     found = plan(run, Cluster.uniform(1, gpus=8, gpu_memory_gb=80), Geometry.of(run.model))
     found.memory(Role.LEARNER).total        # bytes on a rank's GPU
     found.seat(Role.ROLLOUT, 0).node.id     # where worker 0 sits
