@@ -6,7 +6,7 @@ who sees whom. Part one: every prompt and every response over itself, causally. 
 responses of a group, as one run of queries, over their prompt's keys, of which nobody makes copies.
 A response's two parts are merged by their log-sum-exp, which is exact; backward, each part starts
 from the merged output and log-sum-exp and the gradients add up (as in ring attention, arXiv
-2310.01889).
+2310.01889). Short rows in float32 on a CPU go forward in one pass instead, see `one_pass`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from veripo_ray.policy.kernels import Three, kernels_for
+from veripo_ray.policy import one_pass
+from veripo_ray.policy.kernels import Three, Two, kernels_for
 from veripo_ray.policy.runs import Runs
 
 
@@ -30,13 +31,14 @@ class Layout:
 
     own: every prompt and every response over itself. behind: the responses of each prompt that has
     any token of one, together, over that prompt; None if there is none. asking_S, asked_P: int64
-    places of those responses' and those prompts' tokens.
+    places of those responses' and those prompts' tokens. whole: all of it in one pass.
     """
 
     own: Runs
     behind: Runs | None
     asking_S: Tensor
     asked_P: Tensor
+    whole: one_pass.Whole
 
     @classmethod
     def of(
@@ -65,7 +67,9 @@ class Layout:
         asking_S, asked_P = (
             torch.from_numpy(np.flatnonzero(kinds_T == kind)).to(device) for kind in (2, 1)
         )
-        return cls(Runs(lengths, lengths, causal=True, device=device), behind, asking_S, asked_P)
+        own = Runs(lengths, lengths, causal=True, device=device)
+        whole = one_pass.Whole.of(prompts, responses)
+        return cls(own, behind, asking_S, asked_P, whole)
 
 
 def grouped_attention(
@@ -86,12 +90,10 @@ class _Grouped(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float
     ) -> Tensor:
-        kernels = kernels_for(query)
-        out_THD, lse_HT = kernels.forward((query, key, value), layout.own, scale)
-        if layout.behind is not None:
-            part = _part((query, key, value), layout)
-            more_SHD, more_HS = kernels.forward(part, layout.behind, scale)
-            _merge(out_THD, lse_HT, more_SHD, more_HS, layout.asking_S)
+        if one_pass.suits(query, layout.whole):
+            out_THD, lse_HT = one_pass.forward((query, key, value), layout.whole, scale)
+        else:
+            out_THD, lse_HT = _in_two_parts((query, key, value), layout, scale)
         ctx.save_for_backward(query, key, value, out_THD, lse_HT)
         ctx.layout, ctx.scale = layout, scale
         return out_THD
@@ -112,6 +114,16 @@ class _Grouped(torch.autograd.Function):
             for whole, rows, part in zip(grads, places, more, strict=True):
                 whole.index_add_(0, rows, part)
         return *grads, None, None
+
+
+def _in_two_parts(qkv: Three, layout: Layout, scale: float) -> Two:
+    """Output [T, H, D] and log-sum-exp [H, T]."""
+    kernels = kernels_for(qkv[0])
+    out_THD, lse_HT = kernels.forward(qkv, layout.own, scale)
+    if layout.behind is not None:
+        more_SHD, more_HS = kernels.forward(_part(qkv, layout), layout.behind, scale)
+        _merge(out_THD, lse_HT, more_SHD, more_HS, layout.asking_S)
+    return out_THD, lse_HT
 
 
 def _part(qkv: Three, layout: Layout) -> Three:

@@ -170,6 +170,7 @@ class _Head:
         logits_NV = self.policy.logits(rows_NH).float()
         banned = torch.tensor(self.policy.banned_token_ids, device=logits_NV.device)
         logits_NV.index_fill_(1, banned.long(), float("-inf")).div_(self.temperature)
+        logits_NV.sub_(logits_NV.detach().amax(-1, keepdim=True))  # a sum near 0 has finer digits
         normaliser_N = logits_NV.logsumexp(-1)
         logprobs_N = logits_NV.gather(1, targets_N[:, None])[:, 0] - normaliser_N
         if not self.entropy:

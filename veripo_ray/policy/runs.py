@@ -37,9 +37,14 @@ class Runs:
             steps = -(-queries // STEP)
             alike.setdefault((steps, 0 if self.causal else keys), []).append(run)
         return [
-            (_rows(self.queries, runs, self.device), _rows(self.keys, runs, self.device))
-            for runs in alike.values()
+            (self._rows(self.queries, runs), self._rows(self.keys, runs)) for runs in alike.values()
         ]
+
+    def _rows(self, lengths: Sequence[int], runs: list[int]) -> Rows | Row:
+        starts_B, lengths_B = _starts(lengths)[runs], np.array(lengths)[runs]
+        if len(runs) == 1:
+            return Row(slice(int(starts_B[0]), int(starts_B[0] + lengths_B[0])))
+        return rows_of(starts_B, lengths_B, self.device)
 
     @cached_property
     def ends(self) -> tuple[Tensor, Tensor]:
@@ -95,11 +100,16 @@ def _starts(lengths: Sequence[int]) -> np.ndarray:
     return np.cumsum([0, *lengths])
 
 
-def _rows(lengths: Sequence[int], runs: list[int], device: torch.device | str) -> Rows | Row:
-    starts_B, lengths_B = _starts(lengths)[runs], np.array(lengths)[runs]
-    if len(runs) == 1:
-        return Row(slice(int(starts_B[0]), int(starts_B[0] + lengths_B[0])))
-    steps = np.arange(lengths_B.max())
+def rows_of(
+    starts: Sequence[int] | np.ndarray,
+    lengths: Sequence[int] | np.ndarray,
+    device: torch.device | str,
+    *,
+    width: int | None = None,
+) -> Rows:
+    """A batch of the runs that start at these places, as wide as the longest or as `width`."""
+    starts_B, lengths_B = np.array(starts), np.array(lengths)
+    steps = np.arange(width or lengths_B.max())
     real_BL = steps < lengths_B[:, None]
     places_BL = np.where(real_BL, starts_B[:, None] + steps, 0)
     places, real, source, padding = (

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from veripo_ray.policy import attention, kernels
+from veripo_ray.policy import attention, kernels, one_pass
 from veripo_ray.policy.attention import Layout, grouped_attention
 from veripo_ray.policy.kernels import CPU, PLAIN, VARLEN, kernels_for
 from veripo_ray.policy.runs import Runs
@@ -98,6 +98,25 @@ def test_output_and_gradients_are_those_of_one_masked_softmax(
     monkeypatch.setattr(kernels, "BLOCK", 48)  # several blocks of the longer runs
     tensors = inputs(name, heads, shared, size, dtype=torch.float64)
     assert_close(grouped(name, *tensors), dense(name, *tensors), 1e-12)
+
+
+@layouts
+@heads_and_sizes
+def test_short_rows_in_float32_go_in_one_pass_with_the_same_result(
+    monkeypatch, name, heads, shared, size
+):
+    monkeypatch.setattr(attention, "_in_two_parts", None)
+    tensors = inputs(name, heads, shared, size, dtype=torch.float32)
+    assert_close(grouped(name, *tensors), dense(name, *tensors), 5e-6)
+
+
+def test_only_float32_on_a_cpu_and_keys_that_fit_one_piece_go_in_one_pass():
+    fits, long = (one_pass.Whole.of([500, 9], [[3, most], [7]]) for most in (12, 13))
+    query_THD = torch.zeros(4, 2, 32)
+    assert one_pass.suits(query_THD, fits)
+    assert not one_pass.suits(query_THD, long)
+    assert not one_pass.suits(query_THD.bfloat16(), fits)
+    assert not one_pass.suits(query_THD.to("meta"), fits)
 
 
 @layouts

@@ -131,6 +131,20 @@ def positions(policy, group: Packed, response: np.ndarray) -> dict[str, torch.Te
     return {"position_ids": torch.from_numpy(both)[:, None]}
 
 
+def test_large_logits_cost_no_digits(policy, groups):
+    kept: list[torch.Tensor] = []
+    policy.model.lm_head.register_forward_hook(lambda *call: kept.append(call[-1].double()))
+    with torch.no_grad():
+        policy.model.lm_head.weight.mul_(100)
+        ours = torch.cat([part for parts in response_logprobs(policy, groups) for part in parts])
+    logits_NV = kept[0].index_fill(1, torch.tensor(policy.banned_token_ids), -torch.inf)
+    ids = [r for group in groups for r in group.responses]
+    ids_N1 = torch.from_numpy(np.concatenate(ids)).long()[:, None]
+    exact = logits_NV.log_softmax(-1).gather(1, ids_N1)[:, 0]
+    assert logits_NV.amax() > 256  # whose last digit is 3e-5
+    assert ((ours - exact).abs() <= 1.2e-7 * (1 - exact)).all()
+
+
 def test_chunks_change_nothing(policy, groups):
     whole = response_logprobs(policy, groups)
     chunked = response_logprobs(policy, groups, chunk=5)

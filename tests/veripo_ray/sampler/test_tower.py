@@ -27,6 +27,7 @@ from veripo_ray.weights import to_array
 
 CFG = config.Rollout(dtype="float32", max_model_len=256, max_num_seqs=16)
 EXPLORE = {"n": 4, "temperature": 1.0, "max_tokens": 24}
+NEAR = 5e-5  # after noise on a tower's weights rounding comes to 1.2e-5, another tower to 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_after_a_sync_the_tower_is_the_learner_s(
         sync(sampler, policy, version)
         patches_seen.clear()
         (group,) = sampler.sample([request], **EXPLORE)
-        assert gap(group, request) <= 1e-5
+        assert gap(group, request) <= NEAR
         assert len(patches_seen) == 1  # not from a cache, though the clip is the same
 
 
@@ -140,7 +141,7 @@ def test_without_a_reset_of_the_prefix_cache_the_old_tower_would_go_on_speaking(
     assert gap(group, request) > 1e-3
     sync(sampler, policy, 5)
     (group,) = sampler.sample([request], **EXPLORE)
-    assert gap(group, request) <= 1e-5
+    assert gap(group, request) <= NEAR
 
 
 def test_weights_without_the_tower_s_are_refused(sampler, policy):
