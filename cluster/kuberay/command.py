@@ -92,6 +92,12 @@ def recipe(values: Values) -> str:
     chosen.append(f"device={device}")
     if values.claim and run.features.cache_dir is None:  # what was encoded outlives the pods
         chosen.append(f"features.cache_dir={DATA}/cache/features")
+    if values.scales and run.rollout.most_workers <= run.rollout.workers:
+        raise ConfigError(
+            f"rollout.max_nodes = {values.rollout.max_nodes} lets the cluster grow, but no more "
+            f"than the recipe's rollout.workers = {run.rollout.workers} would be there to use it",
+            fix="raise recipe.rollout.max_workers, or leave rollout.max_nodes out",
+        )
     _check_fits(values, run.model_copy(update={"device": device}))
     return recipes.text(values.recipe, chosen)
 
@@ -100,7 +106,7 @@ def _check_fits(values: Values, run: config.Run) -> None:
     worker = Node("worker", float(values.worker_pod.cpus), float(values.gpus_a_node))
     workers = [
         replace(worker, id=f"worker-{number}")
-        for number in range(values.fixed_nodes + values.rollout.max_nodes)
+        for number in range(values.fixed_nodes + values.rollout.min_nodes)  # those it begins with
     ]
     plan(run, Cluster((Node("head", float(values.head.cpus)), *workers)))
 

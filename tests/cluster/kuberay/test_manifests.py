@@ -24,6 +24,7 @@ from veripo_ray.cli import app
 from veripo_ray.verifier.client import TOKEN_ENV
 
 CUSTOM = ("RayJob", "RayCluster", "RayService")
+GROWS = "recipe.rollout.max_workers=20"
 FULL = [
     "namespace=research",
     "auth_secret=ray-token",
@@ -31,6 +32,7 @@ FULL = [
     "env_secrets=[storage-keys]",
     "image_pull_secrets=[registry]",
     "rollout.max_nodes=2",
+    GROWS,
     "read_only={models: /models, videos: /videos}",
     "storage_gb=500",
     "job.deadline_hours=48",
@@ -66,7 +68,7 @@ def values(draw) -> tuple[dict[str, Any], list[str]]:
         "image": "registry:5000/veripo-ray@sha256:" + "0" * 64,
     }
     options |= {"gpus_per_node": each} if gpus else {}
-    overrides = draw(st.lists(st.sampled_from(FULL), unique=True))
+    overrides = [*draw(st.lists(st.sampled_from(FULL), unique=True)), GROWS]
     if not gpus:
         overrides = [item for item in overrides if not item.startswith("rollout")]
     if not storage.startswith("pvc"):

@@ -69,6 +69,7 @@ def test_options_win_over_key_value_and_these_over_the_file(tmp_path):
     [
         (["recipe.rollout.worker=2"], "did you mean rollout.workers?"),
         (["recipe.device=cpu"], "the recipe's device = cpu, but gpus = 8"),
+        (["rollout.max_nodes=2"], r"rollout.max_nodes = 2 lets the cluster grow, but no more"),
         (["recipe=nothing"], "unknown recipe 'nothing'"),
     ],
 )
