@@ -162,3 +162,44 @@ def test_files_of_the_working_directory_are_the_same_in_every_job() -> None:
     copies = [Path(f"/t/s/runtime_resources/working_dir_files/_ray_pkg_{n}/q.jsonl") for n in "ab"]
     first, second = map(job.same_anywhere, copies)
     assert first == second != job.same_anywhere(copies[0].with_name("other.jsonl"))
+
+
+CHECKPOINTING = """
+import pathlib, signal, sys, time
+file = pathlib.Path(sys.argv[1])
+def stop(*_):
+    time.sleep(1)
+    file.write_text("checkpoint")
+    sys.exit()
+signal.signal(signal.SIGTERM, stop)
+file.touch()
+time.sleep(600)
+"""
+LEAVE = """
+import sys
+from cluster.kuberay.leave import leave
+wait = leave(sys.argv[1], stop=False, within_s=2)  # as a worker's pod does
+print(wait, leave(sys.argv[1], stop=True, within_s=120))  # and a head's
+"""
+
+
+def test_the_end_of_a_pod_waits_for_the_checkpoint_of_its_jobs(head: Head) -> None:
+    script, file = head.folder / "checkpointing.py", head.folder / "file"
+    script.write_text(CHECKPOINTING)
+    command = ("python", str(script), str(file))
+    head.ray("job", "submit", "--no-wait", "--submission-id", "third", "--", *command)
+    deadline = time.monotonic() + LIMIT_S
+    while not file.exists():
+        assert time.monotonic() < deadline, head.ray("job", "logs", "third")
+        time.sleep(0.1)
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVE, head.dashboard],
+        env=head.environment,
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert done.stdout.split() == ["False", "True"], done.stderr
+    assert file.read_text() == "checkpoint"
