@@ -6,7 +6,7 @@ who sees whom. Part one: every prompt and every response over itself, causally. 
 responses of a group, as one run of queries, over their prompt's keys, of which nobody makes copies.
 A response's two parts are merged by their log-sum-exp, which is exact; backward, each part starts
 from the merged output and log-sum-exp and the gradients add up (as in ring attention, arXiv
-2310.01889). Short rows in float32 on a CPU go forward in one pass instead, see `one_pass`.
+2310.01889). Short sequences in float32 on a CPU go forward in one pass instead, see `one_pass`.
 """
 
 from __future__ import annotations

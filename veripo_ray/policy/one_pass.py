@@ -12,7 +12,7 @@ difference of the last bit by a hundred and more, so here the same sums are made
   and other matrix products.
 
 With AVX-512 both sides are then equal to the last bit; with AVX2 vLLM has another exp. It costs a
-copy of the prompt's keys for every response, so long rows are not for it.
+copy of the prompt's keys for every response, so long sequences are not for it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 from veripo_ray.policy.kernels import Three, Two, aten
 from veripo_ray.policy.runs import STEP, Rows, rows_of
 
-MOST_KEYS = 512  # of one query: what torch's kernel takes in one piece
+MOST_KEYS = 256  # of one query; two parts take about as long up to here, at 500 much less
 VECTOR = 16  # floats, of AVX-512
 
 

@@ -110,8 +110,8 @@ def test_short_rows_in_float32_go_in_one_pass_with_the_same_result(
     assert_close(grouped(name, *tensors), dense(name, *tensors), 5e-6)
 
 
-def test_only_float32_on_a_cpu_and_keys_that_fit_one_piece_go_in_one_pass():
-    fits, long = (one_pass.Whole.of([500, 9], [[3, most], [7]]) for most in (12, 13))
+def test_only_float32_on_a_cpu_and_short_sequences_go_in_one_pass():
+    fits, long = (one_pass.Whole.of([244, 9], [[3, most], [7]]) for most in (12, 13))
     query_THD = torch.zeros(4, 2, 32)
     assert one_pass.suits(query_THD, fits)
     assert not one_pass.suits(query_THD, long)
