@@ -7,6 +7,7 @@ else, never features or weights, and it outlives the driver that started it.
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -82,6 +83,7 @@ class Coordinator:
         """Train to the end of the schedule: 'finished', or 'stopped' with a checkpoint on disk.
         With an actor that cannot be replaced alone, the run goes back to its last checkpoint."""
         self.over.clear()
+        gc.freeze()  # what was imported is no garbage: each look at it again costs every group
         try:
             while True:
                 try:
@@ -313,7 +315,7 @@ class Coordinator:
             max_bad_share=self.settings.data.max_bad_share,
             total=len(self.train) + len(self.heldout) + self.left_out.count,
             left_out=self.left_out,
-            live_bytes=self.team.live_bytes(),
+            live_bytes=await self.team.live_bytes(),
         )
         self.media_before = {name: getattr(self.state, name) for name in MEDIA_COUNTS}
         self.book.feed = self.feed
@@ -473,9 +475,9 @@ class Coordinator:
     async def status(self) -> Status:
         return self.book.status()
 
-    async def deal(self, sampling: str) -> Dealt | None:
-        """The next question of a sampling, for the rollout worker that has room for it."""
-        return self.team.deal(sampling)
+    async def deal(self, hand: str) -> list[Dealt]:
+        """The next questions of a sampling, for the rollout worker that has room for them."""
+        return self.team.deal(hand)
 
     async def stop(self) -> None:
         """Finish the step in progress, write a checkpoint, and end `run` with 'stopped'."""

@@ -1,9 +1,10 @@
 """Questions dealt to rollout workers, and their groups collected as they finish.
 
 A run of one worker gives it them all. Of several, each starts with an equal share, but no more than
-fills its batch; what is left goes one by one to the worker that has room and asks, so that a slow
-worker keeps nobody waiting. What a lost worker had in hand goes to the others, and to those who
-join: every question comes out as one group, whoever answers it.
+fills its batch; what is left goes to the worker that has room and asks, several at a time while
+there is much left and one by one in the end, so that a slow worker keeps nobody waiting. What a
+lost worker had in hand goes to the others, and to those who join: every question comes out as one
+group, whoever answers it.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ class Dealer:
         self._places, self._limit_s = max_num_seqs, limit_s
         self._samplings: dict[str, _Sampling] = {}
 
-    def deal(self, hand: str) -> Dealt | None:
-        """The next question for a worker's hand; None when there is none left for it."""
+    def deal(self, hand: str) -> list[Dealt]:
+        """The next questions for a worker's hand; none when there are none left for it."""
         sampling = self._samplings.get(hand.rpartition("#")[0])
-        return sampling.deal(hand) if sampling else None
+        return sampling.deal(hand) if sampling else []
 
     async def groups(
         self, tasks: Sequence[Task], name: str, workers: Workers, settings: Mapping[str, Any]
@@ -99,14 +100,16 @@ class _Sampling:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._serial, self._joins = itertools.count(), -1
 
-    def deal(self, hand: str) -> Dealt | None:
-        """One more of those nobody has; None when there is none, or the hand was given up."""
+    def deal(self, hand: str) -> list[Dealt]:
+        """More of those nobody has: of every worker's part of them a quarter, at least one. None
+        when the hand was given up."""
         held = self._held.get(hand)
-        if held is None or not self._left:
-            return None
-        question = self._left.popleft()
-        held[question[0]] = question
-        return question
+        if held is None:
+            return []
+        many = -(-len(self._left) // (4 * len(self._streams)))
+        dealt = [self._left.popleft() for _ in range(min(many, self._room))]
+        held.update((question[0], question) for question in dealt)
+        return dealt
 
     async def next(self) -> Sampled:
         """The next group, of a question that has had none. What ends a worker's stream raises,
@@ -224,16 +227,16 @@ def deal_out(
 def requests(share: Sequence[Dealt], dealer: Any, hand: str) -> Iterator[SampleRequest]:
     """A worker's questions, in its own process: its share, then what the dealer gives it.
 
-    dealer: the actor to ask, None where the share is all there is. It is asked one question ahead,
-    so that the engine does not wait for the answer. Features of a share are fetched a few questions
-    at once, side by side where they lie on other nodes.
+    dealer: the actor to ask, None where the share is all there is. It is asked ahead, so that the
+    engine does not wait for the answer. Features of a share are fetched a few questions at once,
+    side by side where they lie on other nodes.
     """
     ahead = dealer and dealer.deal.remote(hand)
     for start in range(0, len(share), FETCHED_AT_ONCE):
         yield from _requests(share[start : start + FETCHED_AT_ONCE])
-    while ahead and (question := ray.get(ahead)) is not None:
+    while ahead and (questions := ray.get(ahead)):
         ahead = dealer.deal.remote(hand)
-        yield from _requests([question])
+        yield from _requests(questions)
 
 
 def _requests(questions: Sequence[Dealt]) -> Iterator[SampleRequest]:

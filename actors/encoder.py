@@ -45,6 +45,12 @@ class Encoder:
     ) -> None:
         self.source = FeatureSource(checkpoint, video, cfg, device, frames=frames)
 
+    def store_bytes(self) -> float:
+        """Size of the object store of this node, where features stay until they are let go."""
+        here = ray.get_runtime_context().get_node_id()
+        (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
+        return node["Resources"].get("object_store_memory", 0.0)
+
     def ping(self) -> dict[str, int]:
         """Answers once the tower is loaded."""
         return self.counts()

@@ -136,12 +136,17 @@ class Feed:
 
     def _let_go(self) -> None:
         """Drop references, the longest unused first, until the others are within bounds."""
+        if self._fits():
+            return
         for media, encoding in list(self._live.items()):
-            if self._bytes <= self._max_bytes and len(self._live) <= LIVE_REFERENCES:
+            if self._fits():
                 return
             if encoding.done() and media not in self._ahead:
                 del self._live[media]
                 self._bytes -= encoding.result()[0] if _succeeded(encoding) else 0
+
+    def _fits(self) -> bool:
+        return self._bytes <= self._max_bytes and len(self._live) <= LIVE_REFERENCES
 
 
 def _media(question: Question) -> Media:

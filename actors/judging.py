@@ -12,18 +12,22 @@ from veripo_ray.records import Group, JudgedGroup, Verdict
 from veripo_ray.verifier.client import VerifierClient
 from veripo_ray.verifier.verify import Item
 
+REQUEST_GROUPS = 32  # more take longer a group, at both ends: Python looks for garbage among them
+REQUESTS_AT_ONCE = 4  # of all batches
+
 
 class Judging:
     """A bounded queue of groups on their way through the verifier.
 
-    `submit` waits while `in_flight` batches are unanswered (backpressure). A batch the verifier
-    could not judge is recorded as an error, which masks its groups: never as a verdict.
+    `submit` waits while `in_flight` batches are unanswered (backpressure). A request the verifier
+    could not answer is recorded as an error, which masks its groups: never as a verdict.
     """
 
     def __init__(self, client: VerifierClient, journal: Journal, *, in_flight: int = 8) -> None:
         self._client, self._journal = client, journal
         self._queue: asyncio.Queue[asyncio.Task[list[JudgedGroup]]] = asyncio.Queue(in_flight)
         self._writer = asyncio.create_task(self._write_in_order())
+        self._asking = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self.busy = Busy()
         self.submitted = self.judged = self.errors = 0
         self._progress = asyncio.Event()
@@ -69,6 +73,13 @@ class Judging:
 
     async def _judge(self, groups: Sequence[Group]) -> list[JudgedGroup]:
         with self.busy.work():
+            starts = range(0, len(groups), REQUEST_GROUPS)
+            parts = [groups[start : start + REQUEST_GROUPS] for start in starts]
+            judged = await asyncio.gather(*map(self._request, parts))
+            return [group for part in judged for group in part]
+
+    async def _request(self, groups: Sequence[Group]) -> list[JudgedGroup]:
+        async with self._asking:
             try:
                 return await judge_groups(self._client, groups)
             except VeripoError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,9 @@ class LearnerRank:
 
     def join(self, address: Address, timeout_s: float = 120.0) -> None:
         """Meet the other ranks and load the model. Raises ResourceError naming missing ranks."""
+        here = rendezvous.interface_of(ray.util.get_node_ip_address())
+        if here:  # where the other nodes reach this one
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", here)
         if self._store is None:
             self._store = rendezvous.connect(address, timeout_s)
         self._learner = Learner(

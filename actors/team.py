@@ -189,11 +189,12 @@ class Team:
         size = await self._one(receipt, f"encoding the media of question {question.id!r}")
         return size, features
 
-    def live_bytes(self) -> float:
-        """Features that may be in the object store at once."""
+    async def live_bytes(self) -> float:
+        """Features that may be in the object store at once: they lie on the encoder's node, and are
+        copied to others as these fetch them."""
         if self.run.features.live_gb is not None:
             return self.run.features.live_gb * 1e9
-        return ray.cluster_resources().get("object_store_memory", 0.0) / 2
+        return await self._one(self.encoder.store_bytes.remote(), "the encoder's object store") / 2
 
     async def film(self, question: Question) -> Clip | None:
         """Some frames of the question's video."""
@@ -245,9 +246,9 @@ class Team:
         seed = zlib.crc32(f"{self.run.seed}/{prefix}".encode())
         return {"seed": seed, "seed_each": self.workers.several}
 
-    def deal(self, sampling: str) -> Dealt | None:
-        """The next question of a sampling, for the rollout worker that asks."""
-        return self._dealer.deal(sampling)
+    def deal(self, hand: str) -> list[Dealt]:
+        """The next questions of a sampling, for the rollout worker that asks."""
+        return self._dealer.deal(hand)
 
     # --- learning
 

@@ -39,7 +39,8 @@ import numpy as np
 import ray
 from _common import write
 
-from actors.dealing import Dealer
+from actors import workers
+from actors.dealing import Dealer, Dealt
 from actors.feed import Task
 from actors.rollout import RolloutWorker
 from veripo_ray import config
@@ -377,6 +378,8 @@ class Leader:
     def __init__(self, host: Any, regime: Regime) -> None:
         self.host, self.regime = host, regime
         self.dealer = Dealer(regime.max_num_seqs, limit_s=1800.0)
+        self.workers = workers.Workers(config.Rollout(), _NobodyElse())
+        self.workers.begin([host])
         asked = ray.get(host.questions.remote())
         self.tasks = [
             Task(
@@ -387,19 +390,23 @@ class Leader:
             for request in asked
         ]
 
-    async def deal(self, name: str) -> Any:
-        return self.dealer.deal(name)
+    async def deal(self, hand: str) -> list[Dealt]:
+        return self.dealer.deal(hand)
 
     async def time_worker(self) -> Turn:
         await self.host.reset.remote()
         wall, cpu = time.perf_counter(), await self.host.cpu_seconds.remote()
-        sampled = self.dealer.groups(self.tasks, "", [self.host], _sampling(self.regime))
+        sampled = self.dealer.groups(self.tasks, "", self.workers, _sampling(self.regime))
         groups = {
             group.question.id: [rollout.token_ids for rollout in group.rollouts]
             async for group in sampled
         }
         seconds = time.perf_counter() - wall
         return _turn(groups, seconds, await self.host.cpu_seconds.remote() - cpu)
+
+
+class _NobodyElse(workers.Host):
+    """There is one worker, and no other joins."""
 
 
 def _sampling(regime: Regime) -> dict[str, Any]:

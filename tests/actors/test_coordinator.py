@@ -45,7 +45,7 @@ class _Team(Team):
     async def encode(self, question: Question) -> tuple[int, Any]:
         return 0, ()
 
-    def live_bytes(self) -> float:
+    async def live_bytes(self) -> float:
         return 1e9
 
     def prompt(self, question: Question) -> np.ndarray:

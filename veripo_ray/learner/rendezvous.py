@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from datetime import timedelta
 
+import psutil
 import torch.distributed as dist
 
 from veripo_ray.errors import ResourceError
@@ -18,6 +19,18 @@ def host(port: int = 0) -> tuple[dist.Store, int]:
     from then on: nobody can take it between choosing and listening."""
     store = dist.TCPStore("0.0.0.0", port, is_master=True, wait_for_workers=False)
     return store, store.port
+
+
+def interface_of(ip: str) -> str | None:
+    """The network interface that has this address; None when none of this machine has.
+
+    Gloo takes the one that the host's name leads to, which on many machines is the loopback: ranks
+    on other nodes never reach it.
+    """
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == ip for address in addresses):
+            return name
+    return None
 
 
 def connect(address: Address, timeout_s: float) -> dist.Store:

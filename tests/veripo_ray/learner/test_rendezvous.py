@@ -47,3 +47,8 @@ def test_a_process_is_one_rank_for_life(learner):
     assert dist.is_initialized()
     with pytest.raises(ResourceError, match="rank 0 of 1 already, not rank 1 of 2"):
         rendezvous.join(rendezvous.alone(), 1, 2, "gloo", 1)
+
+
+def test_ranks_meet_on_the_interface_of_their_nodes_address() -> None:
+    assert rendezvous.interface_of("127.0.0.1") == "lo"
+    assert rendezvous.interface_of("203.0.113.7") is None  # of documentation: nobody has it
