@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -47,7 +47,7 @@ class Dealer:
 
     async def groups(
         self, tasks: Sequence[Task], name: str, workers: Workers, settings: Mapping[str, Any]
-    ) -> AsyncIterator[Group]:
+    ) -> AsyncGenerator[Group]:
         """The group of every task, as soon as it is finished, with ids that begin with `name`.
         Whoever leaves early ends the dealing: workers finish what they were given and no more."""
         questions = {task.question.id: task.question for task in tasks}

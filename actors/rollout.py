@@ -34,9 +34,17 @@ class RolloutWorker:
         version: int = 0,
         tower: bool = False,
         lora: config.Lora | None = None,
+        sleeps: bool = False,
     ) -> None:
         self.sampler = Sampler(
-            checkpoint, cfg, device=device, seed=seed, version=version, tower=tower, lora=lora
+            checkpoint,
+            cfg,
+            device=device,
+            seed=seed,
+            version=version,
+            tower=tower,
+            lora=lora,
+            sleeps=sleeps,
         )
 
     def ping(self) -> int:
@@ -62,6 +70,14 @@ class RolloutWorker:
         """Take the learner's weights (one reference in a list); returns their version."""
         self.sampler.load_weights(version, ray.get(weights[0]))
         return version
+
+    def sleep(self, level: int) -> None:
+        """See `Sampler.sleep`."""
+        self.sampler.sleep(level)
+
+    def wake(self, tags: Sequence[str]) -> None:
+        """See `Sampler.wake`."""
+        self.sampler.wake(tags)
 
     def stats(self) -> dict[str, float]:
         """Groups, tokens and seconds of sampling so far: see `veripo_ray.sampler.Stats`."""

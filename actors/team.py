@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from actors.reference import Reference
 from actors.rollout import RolloutWorker
 from actors.seats import Seats
 from actors.syncing import WeightSync
+from actors.turns import Turns
 from actors.workers import Workers
 from veripo_ray import codec, config
 from veripo_ray.errors import LostError, ResourceError
@@ -53,6 +55,7 @@ class Team:
         self.spec = read_spec(checkpoint)
         self._dealer = Dealer(run.rollout.max_num_seqs, run.call_timeout_s)
         self._sync = WeightSync(run.call_timeout_s)
+        self._others: list[Any] = []  # besides the workers, as far as they have been started
         self._syncing = asyncio.Lock()
         self._version, self._published = 0, asyncio.Event()  # set while the learner has a version
 
@@ -76,8 +79,8 @@ class Team:
         weights = resumed / "hf" if resumed else checkpoint
         team = cls(run, checkpoint, tell)
         team.seats = await Seats.take(run)
-        team._create(weights, reference or checkpoint, version)
         try:
+            await team._create(weights, reference or checkpoint, version)
             await team._answer(team._everyone())
             await team._meet(resumed)
             await team._remember(reference)
@@ -88,13 +91,17 @@ class Team:
         team.workers.keep()
         return team
 
-    def _create(self, weights: Path, reference: Path, version: int) -> None:
+    async def _create(self, weights: Path, reference: Path, version: int) -> None:
         run, device = self.run, self.run.device
+        self.workers = Workers(run.rollout, self, tell=self._tell)
+        self._turns = Turns(run, self.workers.by_name)
+        self.workers.begin([self._worker(n, weights, version) for n in range(run.rollout.workers)])
+        if self._turns.shared:  # vLLM measures what is free: nobody else may move in meanwhile
+            await self._answer(self.workers.by_name())
+            await self._turns.begin()
         self.encoder = self.Encoder.actor(run.features, **self.seats.of(Role.ENCODER)).remote(
             str(self.checkpoint), run.video, run.features, device, frames=run.learner.train_vision
         )
-        self.workers = Workers(run.rollout, self, tell=self._tell)
-        self.workers.begin([self._worker(n, weights, version) for n in range(run.rollout.workers)])
         self.ranks = [
             self._actor(LearnerRank, Role.LEARNER, rank).remote(
                 str(self.checkpoint),  # not the resumed one, which will be pruned
@@ -115,8 +122,9 @@ class Team:
                 run.learner,
                 device=device,
                 temperature=run.rollout.temperature,
-                rests=run.placement.layout == "colocated",
+                rests=self._turns.shared,
             )
+        self._others = [*filter(None, (self.encoder, *self.ranks, self.reference))]
 
     def _actor(self, kind: type, role: Role, number: int = 0) -> Any:
         return ray.remote(kind).options(**self.seats.of(role, number))
@@ -130,6 +138,7 @@ class Team:
             version=version,
             tower=self.run.learner.train_vision,
             lora=self.run.learner.lora,
+            **({"sleeps": True} if self._turns.shared else {}),
         )
 
     def _everyone(self) -> dict[str, Any]:
@@ -216,7 +225,15 @@ class Team:
 
     def explore(self, tasks: Sequence[Task], prefix: str) -> AsyncIterator[Group]:
         """Groups of G rollouts, each as soon as it is finished."""
-        return self._dealer.groups(tasks, prefix, self.workers, self._exploring(prefix))
+        return self._groups(tasks, prefix, self._exploring(prefix))
+
+    async def _groups(
+        self, tasks: Sequence[Task], prefix: str, sampling: Mapping[str, Any]
+    ) -> AsyncGenerator[Group]:
+        await self._turns.sampling()
+        async with aclosing(self._dealer.groups(tasks, prefix, self.workers, sampling)) as groups:
+            async for group in groups:
+                yield group
 
     def _exploring(self, prefix: str) -> dict[str, Any]:
         rollout = self.run.rollout
@@ -238,7 +255,7 @@ class Team:
             "repetition_penalty": cfg.repetition_penalty,
             **self._seeding(prefix),
         }
-        return self._dealer.groups(tasks, prefix, self.workers, sampling)
+        return self._groups(tasks, prefix, sampling)
 
     def _seeding(self, prefix: str) -> dict[str, Any]:
         """Equal for the same work of the same run: what is done again is sampled alike. Where it
@@ -269,8 +286,9 @@ class Team:
             reference = {id_: rows for part in parts for id_, rows in part.items()}
         rows = ray.put([_train_group(group, phase, reference, proximal) for group in groups])
         await self._before_step()
-        steps = [rank.grpo_step.remote([rows], wanted, phase, max_gap) for rank in self.ranks]
-        return (await self._all(steps, "a grpo step"))[0]
+        async with self._turns.learning(updates=True):
+            steps = [rank.grpo_step.remote([rows], wanted, phase, max_gap) for rank in self.ranks]
+            return (await self._all(steps, "a grpo step"))[0]
 
     async def score(
         self, groups: Sequence[Group], features: Mapping[str, Any], phase: config.Grpo
@@ -278,8 +296,9 @@ class Team:
         """Log-probabilities of every response under the learner's present weights, by group id;
         every rank takes its share of the groups."""
         rows = ray.put([_train_group(group, phase, None, {}) for group in groups])
-        calls = [rank.score.remote([rows], features) for rank in self.ranks]
-        parts = await self._all(calls, "scoring by the learner")
+        async with self._turns.learning():
+            calls = [rank.score.remote([rows], features) for rank in self.ranks]
+            parts = await self._all(calls, "scoring by the learner")
         return {id_: rows for part in parts for id_, rows in part.items()}
 
     async def dpo_step(
@@ -287,8 +306,9 @@ class Team:
     ) -> dict[str, float]:
         rows = ray.put([_train_pair(pair) for pair in pairs])
         await self._before_step()
-        steps = [rank.dpo_step.remote([rows], features, phase) for rank in self.ranks]
-        return (await self._all(steps, "a dpo step"))[0]
+        async with self._turns.learning(updates=True):
+            steps = [rank.dpo_step.remote([rows], features, phase) for rank in self.ranks]
+            return (await self._all(steps, "a dpo step"))[0]
 
     async def attach_reference(
         self, pairs: Sequence[Pair], features: Mapping[str, Any]
@@ -302,8 +322,9 @@ class Team:
     async def _by_reference(self, method: str, *arguments: Any) -> list[Any]:
         """What the reference says: the actor, or each of the ranks of its share."""
         actors = [self.reference] if self.reference else self.ranks
-        calls = [getattr(actor, method).remote(*arguments) for actor in actors]
-        return await self._all(calls, "scoring by the reference")
+        async with self._turns.learning():
+            calls = [getattr(actor, method).remote(*arguments) for actor in actors]
+            return await self._all(calls, "scoring by the reference")
 
     # --- weights
 
@@ -314,7 +335,8 @@ class Team:
             while True:
                 try:
                     workers = self.workers.by_name()
-                    await self._sync.publish(version, self._ranks_by_name(), workers)
+                    async with self._turns.syncing():
+                        await self._sync.publish(version, self._ranks_by_name(), workers)
                     break
                 except LostError:
                     if not await self.workers.call_the_roll():
@@ -337,12 +359,19 @@ class Team:
             await self._all(keeping, "keeping the reference")
             return
         reference = {"reference": self.reference}
-        await self._sync.publish(version, self._ranks_by_name(), reference)
+        async with self._turns.learning():
+            await self._sync.publish(version, self._ranks_by_name(), reference)
 
     # --- rollout workers that join: see `actors.workers.Host`
 
     async def start_worker(self, number: int, limit_s: float) -> Any:
-        """One that starts from the run's first weights, which stay where they are."""
+        """One that starts from the run's first weights, which stay where they are. Not beside a
+        learner rank, on a GPU that leaves vLLM no room to start."""
+        if self._turns.shared:
+            raise ResourceError(
+                "placement.layout = colocated: a rollout worker that is lost is not replaced",
+                fix="stop the run and go on with --resume, which starts all of them",
+            )
         await self.seats.another(number, limit_s)
         return self._worker(number, self.checkpoint, version=-1)
 
@@ -352,7 +381,7 @@ class Team:
         self.seats.leave(number)
 
     def has_room_for_worker(self) -> bool:
-        return self.seats.room()
+        return not self._turns.shared and self.seats.room()
 
     @property
     def can_catch_up(self) -> bool:
@@ -375,6 +404,7 @@ class Team:
         sampling = self._exploring("gap")
         sampling["max_tokens"] = min(sampling["max_tokens"], GAP_TOKENS)
         groups: list[Group] = []
+        await self._turns.sampling()
         while not groups:
             await self.workers.enough()
             groups = await self.workers.all(
@@ -387,8 +417,9 @@ class Team:
     ) -> float:
         """The largest difference between a token's log-probability at the rollout worker and at
         the learner, over groups of the learner's present version. PrecisionError above `limit`."""
-        calls = [rank.logprobs.remote(groups, features) for rank in self.ranks]
-        scores = (await self._all(calls, "scoring by the learner"))[0]
+        async with self._turns.learning():
+            calls = [rank.logprobs.remote(groups, features) for rank in self.ranks]
+            scores = (await self._all(calls, "scoring by the learner"))[0]
         gaps = {group.id: _gap(scores[group.id], group) for group in groups}
         worst = max(gaps, key=lambda id_: gaps[id_])
         if not gaps[worst] <= limit:
@@ -401,7 +432,7 @@ class Team:
 
     def close(self) -> None:
         self.workers.close()
-        for actor in (self.encoder, *self.ranks, *([self.reference] if self.reference else [])):
+        for actor in self._others:
             ray.kill(actor)
         self.seats.release()
 

@@ -447,6 +447,11 @@ def _layout_problems(run: Run) -> list[str]:
             "placement.layout = colocated, where a worker has a part of one GPU; make it 1, or the "
             "layout separate"
         )
+    if run.placement.sleep_level == 2 and run.learner.lora:
+        problems.append(
+            "placement.sleep_level = 2 drops every weight of a rollout worker, and learner.lora "
+            "sends only those that adapters change; make it 1"
+        )
     problems += [
         f"schedule.{index}.staleness = 1 samples while the learner works, and in "
         "placement.layout = colocated workers sleep then; make it 0, or the layout separate"

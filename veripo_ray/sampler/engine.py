@@ -52,7 +52,8 @@ class Answer:
 class Engine:
     """A running vLLM engine. Whatever `step` raises, the engine is not to be used after it.
 
-    tower: whether it has the vision tower, and takes frames instead of features.
+    tower: whether it has the vision tower, and takes frames instead of features. sleeps: whether it
+    shares its GPU, and `sleep` and `wake` are wanted.
     """
 
     def __init__(
@@ -64,12 +65,14 @@ class Engine:
         device: str,
         seed: int,
         tower: bool = False,
+        sleeps: bool = False,
     ) -> None:
         set_environment(cfg, device)
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
         self._spec = spec
+        self._can_sleep = sleeps and device != "cpu"
         most = cfg.max_model_len if tower else 0  # of frames in a prompt: no tower is loaded for 0
         self._vllm = LLMEngine.from_engine_args(
             EngineArgs(
@@ -83,6 +86,7 @@ class Engine:
                 # Left to itself vLLM would look for bundles of its own in our placement group.
                 distributed_executor_backend="mp" if cfg.tensor_parallel > 1 else "uni",
                 gpu_memory_utilization=cfg.gpu_memory_utilization,
+                enable_sleep_mode=self._can_sleep,
                 enforce_eager=device == "cpu",
                 block_size=CPU_BLOCK if device == "cpu" else None,
                 enable_prefix_caching=True,  # the rollouts of a group share their prompt
@@ -182,6 +186,20 @@ class Engine:
             raise RuntimeError("the prefix cache is in use and was not reset")
         self._vllm.reset_mm_cache()
         self._vllm.reset_encoder_cache()
+
+    def sleep(self, level: int) -> None:
+        """Give the GPU's memory back, keys and values with it. Level 1: weights wait in the
+        machine's memory; 2: they are dropped, and must be replaced after waking.
+
+        vLLM has no sleep on a CPU, where nothing is shared: there this does nothing.
+        """
+        if self._can_sleep:
+            self._vllm.sleep(level=level)
+
+    def wake(self, tags: Sequence[str]) -> None:
+        """Take memory again for these: 'weights', 'kv_cache'."""
+        if self._can_sleep:
+            self._vllm.wake_up(tags=list(tags))
 
     def close(self) -> None:
         """End the engine and leave the process group that it made."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
@@ -25,6 +25,7 @@ from veripo_ray.sampler.requests import Sampled, SampleRequest, checked_prompt
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
+WEIGHTS, CACHE = "weights", "kv_cache"  # what can sleep, by vLLM's names
 _NEW_WORKER = "start a new rollout worker"
 
 
@@ -61,7 +62,8 @@ class Sampler:
 
     device: 'cpu' or 'cuda'; on a GPU the engine takes `cfg.tensor_parallel` of them. tower: whether
     the vision tower learns; requests then come with frames, and weights with the tower's. lora:
-    the learner's; weights then come without those that rest.
+    the learner's; weights then come without those that rest. sleeps: whether it shares its GPU.
+    asleep: what of the engine gave its memory back; nothing is sampled until all is awake.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Sampler:
         version: int = 0,
         tower: bool = False,
         lora: config.Lora | None = None,
+        sleeps: bool = False,
     ) -> None:
         self.cfg, self.version, self.tower = cfg, version, tower
         self.spec = read_spec(checkpoint)
@@ -82,7 +85,10 @@ class Sampler:
         self._weights = _weights_that_learn(checkpoint, tower, lora)
         self._in_flight: dict[str, np.ndarray] = {}  # expanded prompts by request id
         self._sampling = False
-        self._engine = Engine(checkpoint, self.spec, cfg, device=device, seed=seed, tower=tower)
+        self.asleep: frozenset[str] = frozenset()
+        self._engine = Engine(
+            checkpoint, self.spec, cfg, device=device, seed=seed, tower=tower, sleeps=sleeps
+        )
 
     # --- sampling -------------------------------------------------------------------------------
 
@@ -263,29 +269,54 @@ class Sampler:
         when one is missing, unknown or of another shape. Any failure after that leaves the sampler
         STALE.
         """
-        self._refuse_unless_ready(stale_will_do=True)
+        self._refuse_unless_ready(stale_will_do=True, awake={WEIGHTS})
         _check_weights(weights, self._weights)
         self.state = State.STALE
         self._engine.replace_weights(weights)
         self.state, self.version = State.READY, version
         self.stats.weight_updates += 1
 
+    def sleep(self, level: int = 1) -> None:
+        """Give the GPU to others; sleeping on changes nothing. Level 1 keeps the weights in the
+        machine's memory. Level 2 drops them: the sampler is STALE until a weight update, which must
+        bring every one of them."""
+        if self.asleep:
+            return
+        self._refuse_unless_ready(stale_will_do=True)
+        self.asleep = frozenset((WEIGHTS, CACHE))
+        if level == 2:
+            self.state = State.STALE
+        self._engine.sleep(level)
+
+    def wake(self, tags: Iterable[str] = (WEIGHTS, CACHE)) -> None:
+        """Take the GPU's memory again for weights, keys and values, or both. Before a weight update
+        weights alone will do, and leave room for who brings them."""
+        if wanted := self.asleep & frozenset(tags):
+            self._engine.wake(sorted(wanted, reverse=True))  # weights first
+            self.asleep -= wanted
+
     def close(self) -> None:
         """End the engine."""
         self.state = State.DEAD
         self._engine.close()
 
-    def _refuse_unless_ready(self, *, stale_will_do: bool = False) -> None:
+    def _refuse_unless_ready(
+        self, *, stale_will_do: bool = False, awake: Collection[str] = (WEIGHTS, CACHE)
+    ) -> None:
         if self._sampling:
             raise VeripoError(
                 "the sampler is in the middle of a `sample`", fix="use up or close its iterator"
             )
         if self.state is State.DEAD:
             raise EngineError("vLLM's engine has ended", fix=_NEW_WORKER)
+        if sleeping := self.asleep & frozenset(awake):
+            raise VeripoError(
+                f"the sampler's {' and '.join(sorted(sleeping))} are asleep", fix="wake them first"
+            )
         if self.state is State.STALE and not stale_will_do:
             raise VeripoError(
-                f"the weight update after version {self.version} failed, and nothing is sampled "
-                "from weights that may be half old, half new",
+                f"the weight update after version {self.version} failed or is still to come, and "
+                "nothing is sampled from weights that may be half old, half new",
                 fix="repeat load_weights, or start a new rollout worker",
             )
 

@@ -375,6 +375,31 @@ def test_weights_are_not_exchanged_under_a_running_request(sampler, policy, requ
     assert (sampler.state, sampler.version) == (State.READY, 9)
 
 
+def test_nothing_is_sampled_or_loaded_into_what_sleeps(sampler, policy, request_of):
+    """vLLM itself has no sleep on a CPU: these are the sampler's own rules."""
+    request = request_of("q", seed=3)
+    sampler.load_weights(10, snapshot(policy))
+    (before,) = sampler.sample([request], seed=1, **EXPLORE)
+    sampler.sleep(1)
+    sampler.sleep(1)  # of no more effect
+    with pytest.raises(VeripoError, match="kv_cache and weights are asleep"):
+        next(sampler.sample([request], **EXPLORE))
+    with pytest.raises(VeripoError, match="weights are asleep"):
+        sampler.load_weights(11, snapshot(policy))
+    sampler.wake(["weights"])
+    with pytest.raises(VeripoError, match="kv_cache are asleep"):
+        next(sampler.sample([request], **EXPLORE))
+    sampler.wake(["kv_cache"])
+    (after,) = sampler.sample([request], seed=1, **EXPLORE)
+    assert [r.text for r in after.rollouts] == [r.text for r in before.rollouts]
+    sampler.sleep(2)
+    sampler.wake()
+    with pytest.raises(VeripoError, match="still to come"):
+        next(sampler.sample([request], **EXPLORE))
+    sampler.load_weights(11, snapshot(policy))
+    assert sampler.state is State.READY
+
+
 def test_a_cache_that_cannot_be_reset_leaves_the_sampler_stale(sampler, policy, request_of):
     request = request_of("left over", words=40)
     sampler._engine.add(request.id, request.prompt_ids, (), sampler._engine.settings(**ONE))
