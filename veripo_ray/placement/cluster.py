@@ -52,7 +52,8 @@ class Cluster:
             gpu_memory=gpu_memory_gb and gpu_memory_gb * GB,
             memory=memory_gb and memory_gb * GB,
         )
-        return cls(tuple(_named(each, number) for number in range(nodes)), f"{nodes} x {gpus} GPUs")
+        name = f"{nodes} node{'s' if nodes > 1 else ''} of {gpus} GPUs"
+        return cls(tuple(_named(each, number) for number in range(nodes)), name)
 
     def total(self, kind: str) -> float:
         """Of 'CPU' or 'GPU', over all nodes."""

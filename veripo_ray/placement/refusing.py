@@ -8,6 +8,7 @@ from veripo_ray.placement.cluster import Cluster
 from veripo_ray.placement.geometry import Geometry
 from veripo_ray.placement.plan import Misfit, Plan, attempt
 from veripo_ray.placement.remedies import Remedies, more_nodes
+from veripo_ray.placement.roles import on_gpus
 
 
 def plan(
@@ -28,6 +29,11 @@ def plan(
 
 def _fix(run: config.Run, cluster: Cluster, model: Geometry | None) -> str:
     """Each remedy in a line of its own."""
+    if on_gpus(run) and not cluster.total("GPU"):
+        return (
+            "run it where GPUs are (set RAY_ADDRESS); `veripo plan RECIPE --nodes 1 "
+            "--gpus-per-node 8 --gpu-memory 80` plans for a cluster that is elsewhere"
+        )
     lines = [" ".join(map(str, changes)) for changes in Remedies(run, cluster, model).nearest()]
     if more := more_nodes(run, cluster, model):
         number, like = more

@@ -21,7 +21,12 @@ from veripo_ray.placement.roles import on_gpus
 SHOWN = 3
 _ATTEMPTS = 800  # plans tried for changes of one or two settings: well under a second
 _NODES = 64
-_EITHER = ("placement.layout", "rollout.tensor_parallel", "rollout.gpu_memory_utilization")
+_EITHER = (
+    "placement.layout",
+    "placement.sleep_level",
+    "rollout.tensor_parallel",
+    "rollout.gpu_memory_utilization",
+)
 
 
 @dataclass(frozen=True, slots=True)

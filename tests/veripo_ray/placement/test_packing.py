@@ -134,6 +134,8 @@ def test_settings_that_do_not_go_with_a_shared_gpu_are_refused() -> None:
     colocated = {"layout": "colocated"}
     with pytest.raises(ValueError, match=r"rollout.tensor_parallel = 2 does not go with"):
         _run(rollout={"tensor_parallel": 2}, placement=colocated)
+    with pytest.raises(ValueError, match=r"placement.sleep_level = 2 drops every weight"):
+        _run(learner={"lora": {}}, placement=colocated | {"sleep_level": 2})
     with pytest.raises(ValueError, match=r"schedule.0.staleness = 1"):
         _run(schedule=[{"phase": "grpo", "staleness": 1}], placement=colocated)
 

@@ -68,7 +68,7 @@ STRONG = {"zero_stage": 3, "gradient_checkpointing": True}
 def test_too_few_gpus_are_answered_by_fewer_processes_or_by_sharing(recipe_of: Recipe) -> None:
     run = recipe_of(rollout={"workers": 8}, learner={"ranks": 8, **STRONG})
     said = _refusal(run, Cluster.uniform(1, gpus=8, gpu_memory_gb=80))
-    assert "the run needs 17 GPUs, 1 x 8 GPUs has 8" in said
+    assert "the run needs 17 GPUs, 1 node of 8 GPUs has 8" in said
     assert "placement.layout=colocated" in said
     assert "2 more nodes of 8 GPUs" in said
 
@@ -105,6 +105,22 @@ def test_the_nearest_value_is_proposed_and_no_farther_one(recipe_of: Recipe) -> 
 def test_what_nothing_helps_is_said_so(recipe_of: Recipe) -> None:
     said = _refusal(recipe_of(), Cluster.uniform(1, gpus=1, gpu_memory_gb=16))
     assert "no setting is enough" in said
+
+
+def test_many_changes_at_once_are_found_where_few_are_not_enough(recipe_of: Recipe) -> None:
+    """A recipe for eight GPUs on one of 24 GB; nothing is proposed that could be left out."""
+    run = recipe_of("Qwen2.5-VL-3B-Instruct", rollout={"workers": 3}, learner={"ranks": 4})
+    cluster, model = Cluster.uniform(1, gpus=1, gpu_memory_gb=24), Geometry.of(run.model)
+    remedies = Remedies(run, cluster, model)
+    (changes,) = remedies.nearest()
+    keys = {change.key for change in changes}
+    assert {"placement.layout", "rollout.workers", "learner.ranks"} < keys
+    for change in changes:
+        assert not remedies.fits(other for other in changes if other is not change)
+
+
+def test_where_there_is_no_gpu_at_all_another_machine_is_named(recipe_of: Recipe) -> None:
+    assert "RAY_ADDRESS" in _refusal(recipe_of(), Cluster.uniform(1, gpus=0))
 
 
 def test_a_single_gpu_of_24_gb_takes_adapters(recipe_of: Recipe) -> None:
