@@ -4,6 +4,7 @@ ranks again from the last one when a worker or its machine is lost."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from ray.train import (
     ScalingConfig,
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from veripo_ray import config
 from veripo_ray.attempt import Attempt
@@ -74,6 +77,8 @@ def train_sft(
     last = output / step_folder(steps_of(phase, len(load_demonstrations(run.data, phase))))
     if (last / "hf").exists():  # the phase was finished before
         return last / "hf"
+    # Of every try to start the ranks; without a limit of tries Ray Train would never give up.
+    os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] = str(run.placement.deadline_s)
     trainer = TorchTrainer(
         _rank,
         train_loop_config={"job": _Job(run, phase, start_checkpoint.absolute(), output, attempt)},
@@ -82,11 +87,11 @@ def train_sft(
         run_config=RunConfig(
             name=output.name,
             storage_path=str(output.parent),
-            failure_config=FailureConfig(max_failures=RESTARTS),
+            failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=RESTARTS),
             checkpoint_config=CheckpointConfig(num_to_keep=run.keep_checkpoints),
         ),
     )
-    _fit(trainer)
+    _fit(trainer, run)
     stopped = (output / _STOP).exists() and not (last / "hf").exists()
     return None if stopped else last / "hf"
 
@@ -96,11 +101,17 @@ def ask_to_stop(output: Path) -> None:
     (output / _STOP).touch()
 
 
-def _fit(trainer: TorchTrainer) -> None:
+def _fit(trainer: TorchTrainer, run: config.Run) -> None:
     """Run to the end. Our own errors come out of Ray Train's wrapping."""
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
+        if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+            raise ResourceError(
+                f"learner.ranks = {run.learner.ranks}: the cluster had no room for them within "
+                f"placement.deadline_s = {run.placement.deadline_s:g}, tried {1 + RESTARTS} times",
+                fix="wait for who uses it (`ray status`), add nodes, or raise placement.deadline_s",
+            ) from error
         raise _own(error) or error from error
 
 

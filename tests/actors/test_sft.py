@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import ray
 import torch
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.sft import METRICS, train_sft
 from veripo_ray import config
@@ -75,3 +77,17 @@ def test_more_ranks_than_the_cluster_has_cpus_are_refused_at_once(
 ) -> None:
     with pytest.raises(ResourceError, match="ranks = 64 needs 64 CPUs"):
         train_sft(settings(phase(2), ranks=64), phase(2), tiny_checkpoint, tmp_path, resume=False)
+
+
+def test_ranks_that_find_no_room_are_waited_for_until_the_deadline(
+    ray_session: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    taken = placement_group([{"CPU": ray.cluster_resources()["CPU"] - 1}])
+    ray.get(taken.ready())
+    run = settings(phase(2), ranks=2)
+    run = run.model_copy(update={"placement": config.Placement(deadline_s=1.0)})
+    try:
+        with pytest.raises(ResourceError, match=r"ranks = 2.*no room.*deadline_s = 1"):
+            train_sft(run, phase(2), tiny_checkpoint, tmp_path / "sft", resume=False)
+    finally:
+        remove_placement_group(taken)
