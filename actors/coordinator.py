@@ -299,11 +299,10 @@ class Coordinator:
 
     async def _start(self) -> None:
         """Start the actors, catch up with a checkpoint, open the queue to the verifier."""
-        resumed = self.book.resumed
         self.team = await self.team_kind.start(
             self.settings,
             self.checkpoint,
-            resumed=resumed,
+            resumed=self.book.resumed_from(),
             reference=self.book.reference_checkpoint(),
             version=self.state.version,
             tell=self.book.tell,
@@ -453,9 +452,9 @@ class Coordinator:
 
     async def _save(self) -> None:
         writing = self.book.begin_checkpoint()
-        await self.team.save(writing)
+        await self.team.save(writing, self.book.uri_of(writing))
         await self._count_media()
-        self.book.commit(writing)
+        await self.book.commit(writing)
 
     async def _close(self) -> None:
         self.book.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,12 @@ from veripo_ray import codec, config
 from veripo_ray.learner import Learner, rendezvous
 from veripo_ray.learner.examples import Example, ToScore, share
 from veripo_ray.learner.rendezvous import Address
+from veripo_ray.policy import lora
 from veripo_ray.policy.grouped import Packed
 from veripo_ray.policy.media import Media
 from veripo_ray.records import Group, Pair
 from veripo_ray.reference import with_reference
+from veripo_ray.storage import Store, here
 from veripo_ray.weights import Snapshot
 
 
@@ -118,8 +122,8 @@ class LearnerRank:
         self.learner.keep_reference()
 
     def load_reference(self, folder: str) -> None:
-        """The policy of the learner's checkpoint in `folder` is the reference."""
-        self.learner.load_reference(folder)
+        """The policy of the learner's checkpoint, a folder or a URI, is the reference."""
+        self.learner.load_reference(Path(here(f"{folder}/{lora.FOLDER}")).parent)
 
     def attach(self, shard: np.ndarray, features: Mapping[str, ray.ObjectRef]) -> np.ndarray:
         """As `Reference.attach`; gives back this rank's share of the shard."""
@@ -153,12 +157,24 @@ class LearnerRank:
         snapshot = self.learner.weights()
         return len(snapshot), snapshot
 
-    def save(self, folder: str) -> None:
+    def sees(self, folder: str) -> bool:
+        """Whether this node has the folder: whether the disk is shared, where another made it."""
+        return Path(folder).is_dir()
+
+    def save(self, folder: str) -> str:
+        """Write this rank's part into a folder of its node; returns the node."""
         self.learner.save(folder)
+        return ray.get_runtime_context().get_node_id()
+
+    def upload(self, folder: str, uri: str, *, keep: bool) -> None:
+        """Bring what the ranks of this node have saved to where the run is kept."""
+        Store(uri).put_tree(Path(folder), "")
+        if not keep:
+            shutil.rmtree(folder)
 
     def load(self, folder: str) -> int:
-        """Continue from a checkpoint; returns the version of its weights."""
-        self.learner.load(folder)
+        """Continue from a checkpoint, a folder or a URI; returns the version of its weights."""
+        self.learner.load(Path(here(f"{folder}/state")).parent)
         return self.learner.version
 
     @property

@@ -11,6 +11,7 @@ from actors.learner import named, pack
 from veripo_ray import codec, config
 from veripo_ray.records import Group, Pair
 from veripo_ray.reference import ReferencePolicy
+from veripo_ray.storage import here
 
 
 class Reference:
@@ -27,7 +28,7 @@ class Reference:
         rests: bool = False,
     ) -> None:
         self.policy = ReferencePolicy(
-            checkpoint, cfg, device=device, temperature=temperature, rests=rests
+            here(checkpoint), cfg, device=device, temperature=temperature, rests=rests
         )
 
     def ping(self) -> int:

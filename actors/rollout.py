@@ -11,6 +11,7 @@ import ray
 from actors.dealing import Dealt, requests
 from veripo_ray import config
 from veripo_ray.sampler import Sampled, Sampler
+from veripo_ray.storage import here
 
 # Handing a result to Ray costs this process about a millisecond. A model small enough to finish
 # many groups in this time hands them over together; of any other each group goes out at once.
@@ -37,7 +38,7 @@ class RolloutWorker:
         sleeps: bool = False,
     ) -> None:
         self.sampler = Sampler(
-            checkpoint,
+            here(checkpoint),
             cfg,
             device=device,
             seed=seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from veripo_ray import config, journal
 from veripo_ray.attempt import Attempt
+from veripo_ray.mirror import Mirror, growing_sizes
 from veripo_ray.progress import Eta, Status
 from veripo_ray.questions import LeftOut
 from veripo_ray.records import Group, JudgedGroup
@@ -73,6 +75,9 @@ class RunBook:
         self.checkpoints = Checkpoints(self.folder)
         self.journals = journal.RunJournals(self.folder, self.attempt.writing)
         self.metrics = MetricsLog(self.folder)
+        self.mirror = Mirror(run.storage, self.attempt.claim) if run.storage else None
+        if self.mirror:
+            self.mirror.go_on_from(self.folder)
         self.resumed = self.checkpoints.latest() if resume else None
         self.state = read_state(self.resumed) if self.resumed else RunState.beginning(questions)
         self._forget_what_will_be_done_again()
@@ -93,10 +98,17 @@ class RunBook:
         with self.attempt.writing():
             self.metrics.truncate(self.state.metrics_size)
 
-    def reference_checkpoint(self) -> Path | None:
+    def place(self, checkpoint: Path) -> str:
+        """Where every node finds a checkpoint: its folder, or the URI at which the run is kept."""
+        return self.mirror.place(checkpoint.name) if self.mirror else str(checkpoint)
+
+    def resumed_from(self) -> str | None:
+        return self.place(self.resumed) if self.resumed else None
+
+    def reference_checkpoint(self) -> str | None:
         """The checkpoint that entered the phase now resumed; None: the one the run began with."""
         if self.resumed and self.state.reference:
-            return self.checkpoints.folder / self.state.reference / "hf"
+            return self.place(self.checkpoints.folder / self.state.reference) + "/hf"
         return None
 
     def unjudged(self) -> Iterator[Group]:
@@ -269,13 +281,20 @@ class RunBook:
         with self.attempt.writing():
             return self.checkpoints.begin(self.attempt.number)
 
-    def commit(self, writing: Path) -> None:
+    def uri_of(self, writing: Path) -> str | None:
+        """Where the learner is to bring it then, if the run is kept at a URI."""
+        return self.mirror.place(writing.name) if self.mirror else None
+
+    async def commit(self, writing: Path) -> None:
         """Make the checkpoint in `writing` whole: the position, and where every journal ends."""
         self.state.journal_sizes = self.journals.sizes()
         self.state.metrics_size = self.metrics.size()
         with self.attempt.writing():
-            self.checkpoints.commit(writing, self.state, self.run.keep_checkpoints)
+            final = self.checkpoints.commit(writing, self.state, self.run.keep_checkpoints)
         self.write(finished=False)
+        if self.mirror:
+            sizes = growing_sizes(self.state.journal_sizes, self.state.metrics_size)
+            await asyncio.to_thread(self.mirror.commit, self.folder, final.name, sizes)
 
     def write(self, *, finished: bool) -> None:
         with self.attempt.writing():
@@ -286,6 +305,8 @@ class RunBook:
         self.show(message="writing the report")
         with self.attempt.writing():
             write_report(self.folder)
+        if self.mirror:
+            self.mirror.put_for_people(self.folder)
 
     def close(self) -> None:
         self.metrics.close()

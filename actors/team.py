@@ -25,7 +25,7 @@ from actors.syncing import WeightSync
 from actors.turns import Turns
 from actors.workers import Workers
 from veripo_ray import codec, config
-from veripo_ray.errors import LostError, ResourceError
+from veripo_ray.errors import LostError, ResourceError, StorageError
 from veripo_ray.learner import TrainGroup, TrainPair
 from veripo_ray.objectives.advantages import group_advantages
 from veripo_ray.placement import Role
@@ -65,22 +65,23 @@ class Team:
         run: config.Run,
         checkpoint: Path,
         *,
-        resumed: Path | None,
-        reference: Path | None,
+        resumed: str | None,
+        reference: str | None,
         version: int,
         tell: Callable[[str], None],
     ) -> Team:
         """Hold what the plan says, start every actor there and wait until all have answered.
 
         resumed: the checkpoint to go on from, of weights `version`; reference: what the reference
-        holds then; tell: news for the user.
+        holds then (folders or, where the run is kept at a URI, parts of that); tell: news for the
+        user.
         Raises ResourceError naming what was not free, or who did not answer in time.
         """
-        weights = resumed / "hf" if resumed else checkpoint
+        weights = f"{resumed}/hf" if resumed else str(checkpoint)
         team = cls(run, checkpoint, tell)
         team.seats = await Seats.take(run)
         try:
-            await team._create(weights, reference or checkpoint, version)
+            await team._create(weights, reference or str(checkpoint), version)
             await team._answer(team._everyone())
             await team._meet(resumed)
             await team._remember(reference)
@@ -91,7 +92,7 @@ class Team:
         team.workers.keep()
         return team
 
-    async def _create(self, weights: Path, reference: Path, version: int) -> None:
+    async def _create(self, weights: str, reference: str, version: int) -> None:
         run, device = self.run, self.run.device
         self.workers = Workers(run.rollout, self, tell=self._tell)
         self._turns = Turns(run, self.workers.by_name)
@@ -118,7 +119,7 @@ class Team:
         self.reference: Any = None  # with LoRA the ranks are the reference, too
         if not run.learner.lora:
             self.reference = self._actor(Reference, Role.REFERENCE).remote(
-                str(reference),
+                reference,
                 run.learner,
                 device=device,
                 temperature=run.rollout.temperature,
@@ -129,9 +130,9 @@ class Team:
     def _actor(self, kind: type, role: Role, number: int = 0) -> Any:
         return ray.remote(kind).options(**self.seats.of(role, number))
 
-    def _worker(self, number: int, weights: Path, version: int) -> Any:
+    def _worker(self, number: int, weights: str, version: int) -> Any:
         return self._actor(self.RolloutWorker, Role.ROLLOUT, number).remote(
-            str(weights),
+            weights,
             self.run.rollout,
             device=self.run.device,
             seed=self.run.seed + number,
@@ -167,19 +168,36 @@ class Team:
                 fix="see `ray status` for what the cluster is short of, or the actors' logs",
             )
 
-    async def _meet(self, resumed: Path | None) -> None:
+    async def _meet(self, resumed: str | None) -> None:
         """Learner ranks find each other, load the model, and catch up with a checkpoint."""
+        await self._require_shared_output()
         address = await self._one(self.ranks[0].address.remote(), "learner rank 0's address")
         await self._all([rank.join.remote(address) for rank in self.ranks], "joining the ranks")
         if resumed:
-            loads = [rank.load.remote(str(resumed)) for rank in self.ranks]
+            loads = [rank.load.remote(resumed) for rank in self.ranks]
             await self._all(loads, "loading the learner's checkpoint")
 
-    async def _remember(self, reference: Path | None) -> None:
+    async def _remember(self, reference: str | None) -> None:
         """Ranks that are the reference hold what it held: the policy of that checkpoint's `hf`."""
         if reference and not self.reference:
-            loads = [rank.load_reference.remote(str(reference.parent)) for rank in self.ranks]
+            folder = reference.removesuffix("/hf")
+            loads = [rank.load_reference.remote(folder) for rank in self.ranks]
             await self._all(loads, "loading the reference")
+
+    async def _require_shared_output(self) -> None:
+        """A checkpoint has a part of every rank: either all write to one disk, or to a URI."""
+        run = self.run
+        if run.storage:
+            return
+        sees = [rank.sees.remote(str(run.output)) for rank in self.ranks]
+        seen = await self._all(sees, f"looking for {run.output}")
+        blind = [name for name, sees in zip(self._ranks_by_name(), seen, strict=True) if not sees]
+        if blind:
+            raise StorageError(
+                f"output = {run.output} is not on a disk that all nodes share: "
+                f"{', '.join(blind)} cannot see it",
+                fix="give a folder that they share, or a URI: --output s3://BUCKET/RUN",
+            )
 
     async def _one(self, reference: Any, what: str) -> Any:
         return await result_of(reference, self.run.call_timeout_s, what)
@@ -373,7 +391,7 @@ class Team:
                 fix="stop the run and go on with --resume, which starts all of them",
             )
         await self.seats.another(number, limit_s)
-        return self._worker(number, self.checkpoint, version=-1)
+        return self._worker(number, str(self.checkpoint), version=-1)
 
     def end_worker(self, number: int, worker: Any) -> None:
         if worker is not None:
@@ -426,9 +444,18 @@ class Team:
             raise gap_error(worst, gaps[worst], limit)
         return gaps[worst]
 
-    async def save(self, folder: Path) -> None:
+    async def save(self, folder: Path, uri: str | None = None) -> None:
+        """Every rank writes its part into the folder; where a URI is given, each node's goes from
+        there to it, and stays on this node only."""
         saves = [rank.save.remote(str(folder)) for rank in self.ranks]
-        await self._all(saves, "writing the learner's checkpoint")
+        nodes = await self._all(saves, "writing the learner's checkpoint")
+        if uri:
+            here = ray.get_runtime_context().get_node_id()
+            uploads = [
+                rank.upload.remote(str(folder), uri, keep=node == here)
+                for node, rank in dict(zip(nodes, self.ranks, strict=True)).items()
+            ]
+            await self._all(uploads, f"bringing the learner's checkpoint to {uri}")
 
     def close(self) -> None:
         self.workers.close()

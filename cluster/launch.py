@@ -22,7 +22,7 @@ from actors.calls import result_now
 from actors.coordinator import Coordinator
 from actors.machines import cluster_now
 from actors.team import Team
-from cluster import job, preflight
+from cluster import job, kept, preflight
 from cluster.cold_start import cold_start
 from cluster.here import LOCAL_CPUS
 from cluster.planning import NAMESPACE, connect
@@ -32,7 +32,7 @@ from deployments import verifier
 from veripo_ray import attempt as attempts
 from veripo_ray import config, recipe
 from veripo_ray.attempt import Attempt
-from veripo_ray.errors import ConfigError, ResourceError, TakenOver
+from veripo_ray.errors import ConfigError, ResourceError, StorageError, TakenOver
 from veripo_ray.placement import plan
 from veripo_ray.progress import Progress
 from veripo_ray.runlog import read_summary
@@ -50,8 +50,10 @@ def train(run: config.Run, *, resume: bool, overwrite: bool, dry_run: bool) -> i
     """The whole of `veripo train`. Returns the exit status: 0 finished, 128 + signal stopped."""
     run = job.place(run)
     with Stop() as stop, _told_how_it_ended(run, stop):
+        kept.check(run, resume=resume, overwrite=overwrite)
         if dry_run:
             return _only_check(run, resume=resume)
+        kept.arrive(run, resume=resume, overwrite=overwrite)
         preflight.check_output(run, resume=resume, overwrite=overwrite)
         _make_room(run.output, resume=resume, overwrite=overwrite)
         if resume:
@@ -80,7 +82,10 @@ def _told_how_it_ended(run: config.Run, stop: Stop) -> Iterator[None]:
 
 
 def _to_go_on_from(run: config.Run) -> str:
-    latest = Checkpoints(run.output).latest()
+    try:
+        latest = kept.newest(run) if run.storage else Checkpoints(run.output).latest()
+    except StorageError:
+        return f"--resume goes on from the last whole checkpoint at {run.storage}"
     if latest is None:
         return "there is no checkpoint yet"
     return f"--resume goes on from checkpoint {latest}"
@@ -93,6 +98,7 @@ def _say(line: str) -> None:
 def _only_check(run: config.Run, *, resume: bool) -> int:
     """`--dry-run`: nothing is started, and nothing is left in the output."""
     if resume:
+        kept.arrive(run, resume=True, overwrite=False)
         _check_same_run(run)
     with tempfile.TemporaryDirectory() as scratch:
         _print_plan(preflight.prepare(run, resume=resume, scratch=Path(scratch)))
@@ -101,11 +107,11 @@ def _only_check(run: config.Run, *, resume: bool) -> int:
 
 
 def evaluate(run: config.Run, output: Path | None) -> int:
-    """`veripo eval`: the stage 'initial' of a run without phases."""
+    """`veripo eval`: the stage 'initial' of a run without phases, kept in a local folder."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = job.lasting(output) if output else Path(scratch) / "eval"
         preflight.check_output(run.model_copy(update={"output": folder}), resume=False)
-        settings = {"schedule": (), "output": folder}
+        settings = {"schedule": (), "output": folder, "storage": None}
         prepared = preflight.prepare(run.model_copy(update=settings))
         with Stop() as stop:
             return follow_to_the_end(prepared, resume=False, stop=stop)
@@ -114,14 +120,14 @@ def evaluate(run: config.Run, output: Path | None) -> int:
 def _make_room(output: Path, *, resume: bool, overwrite: bool) -> None:
     if not overwrite or resume or not output.exists():
         return
-    if not (output / CONFIG).exists():
+    # attempts stay: one that still writes must know that it is old
+    there = [path for path in output.iterdir() if path.name != attempts.FOLDER]
+    if there and not (output / CONFIG).exists():
         raise ConfigError(
             f"--overwrite: {output} does not look like a run's folder (no {CONFIG})",
             fix="delete it yourself, or give another --output",
         )
-    for path in output.iterdir():
-        if path.name == attempts.FOLDER:  # an attempt that still writes must know that it is old
-            continue
+    for path in there:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -142,6 +148,12 @@ def _check_same_run(run: config.Run) -> None:
             f"--resume: {', '.join(changed)} differ from {run.output / CONFIG}",
             fix="resume with the settings the run began with, or start a new one elsewhere",
         )
+    if now.storage and now.data.tinyworld and now.output != before.output:
+        raise ConfigError(  # questions, also those in the journals, name their clips by path
+            f"--resume: the clips of the tiny world were in {before.output}, where this machine "
+            f"does not put them: here the output would be {now.output}",
+            fix=f"give the same folder: storage={now.storage} output={before.output}",
+        )
 
 
 def follow_to_the_end(
@@ -155,10 +167,13 @@ def follow_to_the_end(
     with _cluster(run.device), stop:  # Ray has put its own handlers in the place of those before
         plan(run, cluster_now())  # refuses what does not fit
         _make_way(run, resume=resume)
-        attempt = _begin(run)
+        attempt = kept.begin(run, resume=resume)
+        if resume:
+            _write_config(run)
         checkpoint = cold_start(prepared, attempt, resume=resume, stop=stop)
         if checkpoint is None:
             return stop.status
+        kept.keep_cold_start(run)
         with _verifier(run, checkpoint) as url:
             prepared = replace(prepared, checkpoint=checkpoint)
             coordinator = _launch(prepared, url, team, attempt, resume=resume)
@@ -189,14 +204,6 @@ def _make_way(run: config.Run, *, resume: bool) -> None:
     ray.kill(earlier)
 
 
-def _begin(run: config.Run) -> Attempt:
-    """A new attempt: earlier ones write no more."""
-    attempt = Attempt.begin(run.output)
-    with attempt.writing():
-        _write_config(run)
-    return attempt
-
-
 def _write_config(run: config.Run) -> None:
     (run.output / CONFIG).write_text(recipe.dump(run))
 
@@ -221,7 +228,7 @@ def _follow(coordinator: Any, ending: Any, run: config.Run, begun_from: Path, st
 def _verdict(outcome: str, run: config.Run, stop: Stop) -> str:
     """The last line of the log."""
     if outcome == "finished":
-        return f"finished: {run.output}"
+        return f"finished: {run.storage or run.output}"
     return f"stopped by {stop.name}; {_to_go_on_from(run)}"
 
 
@@ -298,12 +305,13 @@ def _print_ending(progress: Progress, run: config.Run, begun_from: Path, verdict
     summary = read_summary(run.output)
     assert summary is not None  # the coordinator writes it before it returns
     report = run.output / "report.html"
-    trained = begun_from if run.cold_start else None
+    trained = str(begun_from) if run.cold_start else None
     if summary.checkpoint:
-        trained = run.output / "checkpoints" / "latest" / "hf"
+        latest = kept.newest(run) if run.storage else run.output / "checkpoints" / "latest"
+        trained = f"{latest}/hf"
     progress.finish(
         summary.stages,
-        report=report if report.exists() else None,
+        report=f"{run.storage or run.output}/report.html" if report.exists() else None,
         checkpoint=trained,
         verdict=verdict,
     )
@@ -317,4 +325,4 @@ def _print_plan(prepared: Prepared) -> None:
     if questions.left_out.count:
         console.print(f"left out:\n{questions.left_out.told(SHOWN_BAD)}", markup=False)
     phases = ", ".join(phase.phase for phase in run.schedule)
-    _say(f"model {run.model} on {run.device}: {phases}; output {run.output}")
+    _say(f"model {run.model} on {run.device}: {phases}; output {run.storage or run.output}")

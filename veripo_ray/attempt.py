@@ -4,7 +4,7 @@ Two attempts can overlap, as when the pods of one are still being ended while th
 attempt takes the next number in `attempts/`. What belongs to the run is written inside `writing()`,
 which locks the folder and refuses once there is a newer attempt: what that one has read and written
 stays as it is. Needs a file system with locks that hold on every node: a local one, NFS, CephFS,
-Lustre mounted with `flock`; buckets have a way of their own (see `storage`).
+Lustre mounted with `flock`; buckets have a way of their own (see `mirror`).
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ Writing = Callable[[], AbstractContextManager[None]]
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt at a run. Its number is larger than those of all before it."""
+    """One attempt at a run. Its number is larger than those of all before it. claim: its name where
+    the run is kept, when that is at a URI (see `mirror`)."""
 
     run_folder: Path
     number: int
+    claim: str = ""
 
     @classmethod
-    def begin(cls, run_folder: Path) -> Attempt:
+    def begin(cls, run_folder: Path, claim: str = "") -> Attempt:
         """Take the next number: from now on every earlier attempt is refused."""
         with _locked(run_folder):
             number = _newest(run_folder) + 1
@@ -49,7 +51,7 @@ class Attempt:
             }
             with _file(run_folder, number).open("x") as file:
                 json.dump(begun, file)
-        return cls(run_folder, number)
+        return cls(run_folder, number, claim)
 
     def check(self) -> None:
         """Raises TakenOver when a newer attempt has begun."""

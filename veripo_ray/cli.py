@@ -31,7 +31,9 @@ Overrides = Annotated[
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="The run's folder.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="The run's folder, or a URI (s3://, gs://, ...) for it.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint.")
     ] = False,
@@ -51,9 +53,9 @@ def train(
 
     chosen = [*(overrides or []), *([f"output={output}"] if output else [])]
     run = planning.planned(recipes.load(recipe, chosen))
-    from cluster import launch, preflight  # seconds of imports: not before a refusal
+    from cluster import kept, launch  # seconds of imports: not before a refusal
 
-    resume = resume or (resume_if_begun and preflight.has_begun(run))
+    resume = resume or (resume_if_begun and kept.has_begun(run))
     raise typer.Exit(launch.train(run, resume=resume, overwrite=overwrite, dry_run=dry_run))
 
 

@@ -54,6 +54,10 @@ class EngineError(VeripoError):
     """vLLM failed in the middle of a step. Its worker is good for nothing more."""
 
 
+class StorageError(VeripoError):
+    """A store (S3, GCS, ...) does not give or take what the run keeps there."""
+
+
 class PrecisionError(VeripoError):
     """Rollout worker and learner disagree on the log-probability of the same tokens."""
 

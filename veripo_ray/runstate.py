@@ -99,27 +99,29 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         for stale in self.folder.glob("*.writing"):
             shutil.rmtree(stale, ignore_errors=True)  # who wrote it may not have ended yet
-        numbers = [int(path.name) for path in self._whole()]
+        numbers = [int(path.name) for path in self.whole()]
         return self.folder / f"{max(numbers, default=0) + 1:06d}.{attempt}.writing"
 
     def commit(self, writing: Path, state: RunState, keep: int) -> Path:
         """Give the folder its final name, point `latest` at it, and drop what is too old."""
+        writing.mkdir(exist_ok=True)  # the ranks may all be on other nodes
         np.savez(writing / QUESTIONS, order=state.order, accuracy=state.accuracy)
         (writing / "run.json").write_text(state.model_dump_json(indent=1))
         final = writing.with_name(writing.name.split(".")[0])
         writing.rename(final)
         self._point_latest(final)
         protected = {final.name, state.reference}
-        for old in self._whole()[:-keep]:
+        for old in self.whole()[:-keep]:
             if old.name not in protected:
                 shutil.rmtree(old)
         return final
 
     def latest(self) -> Path | None:
-        whole = self._whole()
+        whole = self.whole()
         return whole[-1] if whole else None
 
-    def _whole(self) -> list[Path]:
+    def whole(self) -> list[Path]:
+        """Every checkpoint, the newest last."""
         return sorted(p for p in self.folder.glob("[0-9]*") if (p / "run.json").is_file())
 
     def _point_latest(self, final: Path) -> None:

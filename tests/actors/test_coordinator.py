@@ -95,7 +95,7 @@ class _Team(Team):
     async def publish(self, version: int) -> None:
         self.version = version
 
-    async def save(self, folder: Path) -> None:
+    async def save(self, folder: Path, uri: str | None = None) -> None:
         (folder / "hf").mkdir(parents=True)
 
     def close(self) -> None: ...

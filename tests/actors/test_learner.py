@@ -348,6 +348,30 @@ def test_two_ranks_continue_to_the_bit(stage, ranks, sent, tmp_path):
         np.testing.assert_array_equal(weight, expected[name], err_msg=name)
 
 
+def test_ranks_on_disks_of_their_own_continue_from_the_uri_that_both_wrote_to(
+    ranks, sent, tmp_path
+):
+    uri = f"file://{tmp_path}/bucket/run/checkpoints/000001-a"
+    folders = [str(tmp_path / disk / "000001.1.writing") for disk in ("one", "other")]
+    ranks.rejoin(settings(2))
+    train(ranks, sent)
+    weights_of(ranks)
+    both = zip(ranks.handles, folders, strict=True)
+    ray.get([rank.save.remote(folder) for rank, folder in both], timeout=WAIT_S)
+    hf = [(Path(folder) / "hf").exists() for folder in folders]
+    assert hf == [True, False]
+    for rank, folder in zip(ranks.handles, folders, strict=True):
+        ray.get(rank.upload.remote(folder, uri, keep=rank is ranks.handles[0]), timeout=WAIT_S)
+    assert [Path(folder).exists() for folder in folders] == [True, False]
+    train(ranks, sent)
+    expected = weights_of(ranks)
+    ranks.rejoin(settings(2))
+    assert ranks.every("load", uri) == [5, 5]
+    train(ranks, sent)
+    for name, weight in weights_of(ranks).items():
+        np.testing.assert_array_equal(weight, expected[name], err_msg=name)
+
+
 def test_a_gap_on_one_rank_stops_both(ranks, sent, examples):
     ranks.rejoin(settings(2))
     calls = [handle.grpo_step.remote(sent[0], sent[2], GRPO, 1e-3) for handle in ranks.handles]

@@ -203,3 +203,36 @@ def test_the_end_of_a_pod_waits_for_the_checkpoint_of_its_jobs(head: Head) -> No
     )
     assert done.stdout.split() == ["False", "True"], done.stderr
     assert file.read_text() == "checkpoint"
+
+
+def test_a_run_whose_driver_was_killed_makes_way_for_the_attempt_that_goes_on(
+    ray_session: str,
+    start: Callable[..., subprocess.Popen[str]],
+    free_port: Callable[[], int],
+    tmp_path: Path,
+) -> None:
+    """As after `ray job stop`, which kills a driver that takes its time: the coordinator is still
+    at work, in the same cluster and folder."""
+    import ray
+
+    recipe, output = tmp_path / "small.yaml", tmp_path / "run"
+    recipe.write_text(RECIPE.format(port=free_port()))
+    address = ray.get_runtime_context().gcs_address
+    long = ("data.tinyworld.train=160", "grpo.questions=160", "schedule=[grpo]")
+    arguments = ("train", recipe, *long, "--output", output)
+    killed = start(*arguments, RAY_ADDRESS=address)
+    deadline = time.monotonic() + LIMIT_S
+    while not ((output / "metrics.jsonl").exists() and (output / "metrics.jsonl").read_text()):
+        assert killed.poll() is None, killed.stdout and killed.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    killed.kill()
+    said, _ = start(*arguments, "--resume", RAY_ADDRESS=address).communicate(timeout=LIMIT_S)
+    assert "an earlier attempt at this run is still at work" in said
+    assert said.strip().splitlines()[-1] == f"finished: {output}"
+    assert {path.name for path in (output / "attempts").glob("*.json")} == {
+        "000001.json",
+        "000002.json",
+    }
+    ids = [group.id for group in journal.read_groups(output)]
+    assert len(ids) == len(set(ids)) == 160

@@ -8,13 +8,14 @@ A recipe is a short YAML of the settings that differ from the defaults here; `lo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from veripo_ray.config.base import Count, DType, Fraction, Positive, Settings
 from veripo_ray.config.placement import Placement
 from veripo_ray.config.verifier import JudgeName, Pairs, Verifier, judge_problems, wants_vllm
+from veripo_ray.storage import is_uri, local_folder
 
 
 class TinyWorldData(Settings):
@@ -263,7 +264,13 @@ class Run(Settings):
         description="'tinyworld', a folder in Hugging Face layout, or a model on the Hugging Face "
         "Hub: ORGANISATION/NAME, perhaps @REVISION"
     )
-    output: Path = Path("runs/run")
+    output: Path = Field(Path("runs/run"), description="a folder, or the URI of one: see `storage`")
+    storage: str | None = Field(
+        None,
+        description="URI at which the run is kept (s3://, gs://, abfs://, file://, ...): it works "
+        "in `output` and brings every checkpoint there. Set by giving a URI as output, which then "
+        "is a folder below ~/.cache/veripo-ray/runs [ours]",
+    )
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     schedule: tuple[Phase, ...] = Field(min_length=1)
@@ -316,6 +323,14 @@ class Run(Settings):
     def loop(self) -> tuple[GrpoPhase | DpoPhase, ...]:
         """The phases that the coordinator leads."""
         return tuple(phase for phase in self.schedule if not isinstance(phase, SftPhase))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _uri_as_output(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or not is_uri(raw.get("output", "")):
+            return raw
+        uri = str(raw["output"]).rstrip("/")
+        return {**raw, "storage": uri, "output": local_folder(uri)}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,12 +51,13 @@ FORMAT = 2
 
 
 def save(learner: Saved, folder: Path) -> None:
-    """Write beside `folder`, then rename. Collective."""
+    """Write beside `folder`, then rename. Collective. Nodes may share a disk or each have its own,
+    which then holds what its ranks have written."""
     fresh = folder.with_name(folder.name + ".writing")
     if learner.rank == 0:
         shutil.rmtree(fresh, ignore_errors=True)
-        (fresh / "state").mkdir(parents=True)
     dist.barrier()
+    (fresh / "state").mkdir(parents=True, exist_ok=True)
     weights, adapters = learner.weights(), learner.adapters()
     if learner.rank == 0:
         learner.policy.save(fresh / "hf", _tensors(weights))
@@ -67,6 +69,12 @@ def save(learner: Saved, folder: Path) -> None:
     dist.barrier()
     if learner.rank == 0:
         _replace(fresh, folder)
+    dist.barrier()
+    if learner.rank:
+        mine = fresh.with_name(f"{fresh.name}.{learner.rank}")
+        with suppress(FileNotFoundError):  # rank 0, or another rank of this node, has it already
+            fresh.rename(mine)
+            _replace(mine, folder)
     dist.barrier()
 
 

@@ -71,8 +71,8 @@ class Progress:
         self,
         stages: Sequence[Stage],
         *,
-        report: Path | None,
-        checkpoint: Path | None,
+        report: Path | str | None,
+        checkpoint: Path | str | None,
         verdict: str,
     ) -> None:
         """Puts the final table in the place of the live panel. `verdict`: the last line, which says
@@ -106,7 +106,7 @@ class Progress:
 
 
 def _closing(
-    elapsed: float, report: Path | None, checkpoint: Path | None, verdict: str
+    elapsed: float, report: Path | str | None, checkpoint: Path | str | None, verdict: str
 ) -> RenderableType:
     lines = [("report", report), ("checkpoint", checkpoint)]
     text = Text()
