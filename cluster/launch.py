@@ -40,7 +40,10 @@ from veripo_ray.runstate import Checkpoints
 
 POLL_S = 0.5
 LOCAL_STORE_BYTES = 1 << 30
-_SAME = ("model", "seed", "schedule", "data", "video", "prompt", "learner.train_vision")
+_SAME = (
+    *("model", "seed", "schedule", "data", "video", "prompt"),
+    *("learner.train_vision", "learner.lora"),
+)
 SHOWN_BAD = 10
 RETIRE_S = 600.0  # how long an attempt that goes on waits for the checkpoint of the one before
 RELEASE_S = 30.0  # how long Ray may take to give an actor's name free

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from cluster.preflight import model_folder
 from veripo_ray import journal
@@ -295,6 +296,41 @@ def test_a_tower_that_learns_is_stopped_resumed_and_saved(
     before = AutoModelForImageTextToText.from_pretrained(model_folder("tinyworld"))
     for name, weight in model.model.visual.named_parameters():
         assert not weight.equal(before.model.visual.get_parameter(name)), name
+
+
+def test_adapters_are_stopped_in_dpo_resumed_and_saved_merged_and_alone(
+    recipe_file: Path, terminate_when: Train, veripo: Train, tmp_path: Path
+) -> None:
+    """Two ranks that are their own reference; the log-probability gap after each sync says that
+    rollout workers have the merged weights, before and after the resume."""
+    output = tmp_path / "run"
+    metrics = output / "metrics.jsonl"
+    small = ("data.tinyworld.heldout=4", "schedule=[grpo,dpo]")
+    ranks = ("learner.ranks=2", "learner.zero_stage=3", "grpo.kl_coef=0.1")
+    arguments = ("train", recipe_file, *small, *ranks, "--output", output)
+    lora = "learner.lora={rank: 8, targets: [q_proj, o_proj, up_proj]}"
+
+    def in_dpo() -> bool:
+        return metrics.exists() and '"phase":"dpo"' in metrics.read_text()
+
+    status, said = terminate_when(in_dpo, *arguments, lora)
+    assert status == 128 + signal.SIGTERM, said
+    status, said = veripo(*arguments, "learner.lora={rank: 4}", "--resume", limit_s=90)
+    assert "learner.lora differ" in said
+    status, said = veripo(*arguments, lora, "--resume")
+    assert status == 0, said
+    assert _phases(output) == ["initial", "grpo", "dpo"]
+    assert all(0 < stage["logprob_gap_max"] < 1e-4 for stage in _summary(output)["stages"])
+    values = [json.loads(line)["values"] for line in metrics.read_text().splitlines()]
+    assert values[0]["kl"] == pytest.approx(0, abs=1e-6)  # fresh adapters are the reference
+    latest = output / "checkpoints" / "latest"
+    own, base = (
+        load_file(folder / "model.safetensors")
+        for folder in (latest / "hf", model_folder("tinyworld"))
+    )
+    changed = {name for name, weight in own.items() if not np.array_equal(weight, base[name])}
+    assert {name.split(".")[-2] for name in changed} == {"q_proj", "o_proj", "up_proj"}
+    assert (latest / "adapter" / "adapter_config.json").is_file()
 
 
 def test_two_ranks_two_workers_several_epochs_and_a_kl_term(
