@@ -31,9 +31,16 @@ def failed(name: CheckName, error: str) -> Check:
     return Check(name=name, passed=None, reason="the check could not be done", error=error)
 
 
+# Results that many responses share are made once: most of a check's time is that of its record.
+_WELL_FORMED = Check(
+    name="format", passed=True, reason="one <think> block, then one <answer> block"
+)
+
+
 def check_format(parts: Parts) -> Check:
-    reason = parts.problem or "one <think> block, then one <answer> block"
-    return Check(name="format", passed=parts.well_formed, reason=reason)
+    if parts.well_formed:
+        return _WELL_FORMED
+    return Check(name="format", passed=False, reason=parts.problem)
 
 
 def check_accuracy(parts: Parts, kind: Kind, gold: str, cfg: config.Checks, *, name: str) -> Check:
@@ -53,8 +60,11 @@ def check_accuracy(parts: Parts, kind: Kind, gold: str, cfg: config.Checks, *, n
 
 def check_length(parts: Parts, cfg: config.Checks, count_tokens: CountTokens) -> Check:
     """value is the number of tokens of the thinking."""
-    tokens = count_tokens(parts.thinking_text)
-    low, high = cfg.min_think_tokens, cfg.max_think_tokens
+    return _length(count_tokens(parts.thinking_text), cfg.min_think_tokens, cfg.max_think_tokens)
+
+
+@lru_cache(maxsize=4096)
+def _length(tokens: int, low: int, high: int) -> Check:
     reason = f"the thinking has {tokens} tokens"
     if tokens < low:
         reason += f", fewer than {low}"
@@ -63,20 +73,27 @@ def check_length(parts: Parts, cfg: config.Checks, count_tokens: CountTokens) ->
     return Check(name="length", passed=low <= tokens <= high, value=tokens, reason=reason)
 
 
+_NO_REPETITION = Check(
+    name="repetition", passed=True, value=0.0, reason="nothing in the thinking repeats itself"
+)
+
+
 def check_repetition(parts: Parts, found: Repetition, cfg: config.Checks) -> Check:
     """value is the share of the thinking's words that repeat earlier ones, as `found` in it."""
-    reason = "nothing in the thinking repeats itself"
-    if found.spans:
-        start, end = found.spans[0]
-        shown = " ".join(parts.thinking_text[start : min(end, start + 60)].split())
-        reason = f"{found.share:.0%} of the thinking repeats itself, as in {shown!r}"
+    if not found.spans:
+        return _NO_REPETITION
+    start, end = found.spans[0]
+    shown = " ".join(parts.thinking_text[start : min(end, start + 60)].split())
     return Check(
         name="repetition",
         passed=found.share <= cfg.max_repetition,
         value=found.share,
-        reason=reason,
+        reason=f"{found.share:.0%} of the thinking repeats itself, as in {shown!r}",
         evidence=spans(found.spans, parts.thinking[0]),
     )
+
+
+_NO_TURN = Check(name="reflection", passed=None, value=0, reason="no reflective turn")
 
 
 def check_reflection(parts: Parts, cfg: config.Checks) -> Check:
@@ -84,9 +101,9 @@ def check_reflection(parts: Parts, cfg: config.Checks) -> Check:
     something to reconsider before it and a continuation behind. None: there is no such turn, which
     is no fault. Not passed: there are some, but none in its place."""
     turns = _turns(parts.text, cfg.reflective_words)
-    placed = _placed(turns, parts)
     if not turns:
-        return Check(name="reflection", passed=None, value=0, reason="no reflective turn")
+        return _NO_TURN
+    placed = _placed(turns, parts)
     start, end = (placed or turns)[0]
     where = "inside the thinking" if placed else "with nothing to reconsider or to go on with"
     return Check(

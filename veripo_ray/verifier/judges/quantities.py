@@ -25,7 +25,8 @@ _SCALED = re.compile(
     rf"\b(\d{{1,9}}(?:\.\d{{1,9}})?) ({'|'.join(_SCALES)})\b(?: (?:and )?(\d{{1,9}})\b)?",
     re.ASCII | re.IGNORECASE,
 )
-_ANY = re.compile(rf"\d|\b{any_case('once', 'twice', 'dozen', *_SMALL, *_TENS)}\b", re.ASCII)
+_WORD = re.compile(rf"\b{any_case('once', 'twice', 'dozen', *_SMALL, *_TENS)}\b", re.ASCII)
+_DIGIT = re.compile(r"\d", re.ASCII)
 _PHRASES = (
     (re.compile(r"\b(?:only|just|exactly) (?:once\b|one\b)", re.IGNORECASE), "1"),
     (re.compile(r"\bone and a half\b", re.IGNORECASE), "1.5"),
@@ -61,11 +62,12 @@ def in_digits(text: str, *, one: bool = False) -> str:
         count = _SMALL.index(word[0].lower())
         return word[0] if count == 1 and not one else str(count)
 
-    if not _ANY.search(text):  # the usual case
+    if _WORD.search(text):
+        for pattern, digits in _PHRASES:
+            text = pattern.sub(digits, text)
+        text = _SMALL_WORD.sub(small, _TENS_WORD.sub(_tens, text))
+    elif not _DIGIT.search(text):  # the usual case
         return text
-    for pattern, digits in _PHRASES:
-        text = pattern.sub(digits, text)
-    text = _SMALL_WORD.sub(small, _TENS_WORD.sub(_tens, text))
     text = _SCALED.sub(_scaled, _AND_A_HALF.sub(r"\1.5", text))
     return _MINUS.sub("-", _BELOW_ZERO.sub(r"-\1", text))
 
