@@ -54,8 +54,8 @@ def find(thinking: str, kind: Kind, options: tuple[str, ...]) -> Conclusion | No
     """The conclusion of this kind that the chain finally reaches, or None."""
     start = max(0, len(thinking) - _REACH)
     found = _find_in(thinking[start:], kind, options)
-    if found is None:
-        return None
+    if found is None or start == 0:
+        return found
     return replace(found, span=(found.span[0] + start, found.span[1] + start))
 
 

@@ -114,10 +114,16 @@ def _cues(thinking: str) -> Iterator[re.Match[str]]:
     A piece begins behind a character that no cue holds, so it has those of the whole text."""
     end, step = len(thinking), _STEP
     while end > 0:
-        start = 1 + max(thinking.rfind(mark, 0, max(0, end - step)) for mark in ".,\n")
+        start = _behind_a_mark(thinking, end - step) if end > step else 0
         found = _CUE.finditer(thinking, start, end + _STEP)
         yield from reversed([cue for cue in found if cue.start() < end])
         end, step = start, 2 * step
+
+
+def _behind_a_mark(text: str, limit: int) -> int:
+    """The last place up to `limit` that a mark or a line's end stands before."""
+    dot, comma, line = (text.rfind(mark, 0, limit) for mark in ".,\n")
+    return 1 + max(dot, comma, line)
 
 
 def last_sentence(thinking: str, behind: int) -> Window | None:
