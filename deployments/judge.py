@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from veripo_ray import config
 from veripo_ray.verifier.judges import Answered, Ask
-from veripo_ray.verifier.judges.vllm_engine import YesNoEngine
+from veripo_ray.verifier.judges.vllm_engine import Encoded, YesNoEngine
 
 Answers = list[Answered | str]
 # Calls that gather in a replica while it computes a batch; calls of one caller that are on their
@@ -76,11 +76,13 @@ class _Served:
 
 
 class _Replica:
-    """One replica: one engine, in a thread of its own so that health checks are answered."""
+    """One replica: one engine, in a thread of its own so that health checks are answered, and the
+    tokens of the next prompts in another one."""
 
     def __init__(self, cfg: dict[str, Any]) -> None:
         settings = config.VllmJudge.model_validate(cfg)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
+        self._tokens = ThreadPoolExecutor(1, thread_name_prefix="tokens")
         self._engine = self._thread.submit(YesNoEngine, settings).result()
         self._broken = ""
         self._together.set_max_batch_size(settings.max_batch)
@@ -88,18 +90,20 @@ class _Replica:
 
     async def score(self, prompts: list[str]) -> Answers:
         """An answer a prompt, or its own error, in order. At most `max_batch` of them."""
-        return await self._together(prompts)
+        loop = asyncio.get_running_loop()
+        encoded = await loop.run_in_executor(self._tokens, self._engine.encode, prompts)
+        return await self._together(encoded)
 
     @serve.batch(batch_size_fn=lambda calls: sum(map(len, calls)))
-    async def _together(self, calls: list[list[str]]) -> list[Answers]:
+    async def _together(self, calls: list[list[Encoded]]) -> list[Answers]:
         return await self._answered(calls)
 
-    async def _answered(self, calls: list[list[str]]) -> list[Answers]:
+    async def _answered(self, calls: list[list[Encoded]]) -> list[Answers]:
         self.check_health()
-        prompts = [prompt for call in calls for prompt in call]
+        encoded = [one for call in calls for one in call]
         loop = asyncio.get_running_loop()
         try:
-            answers = iter(await loop.run_in_executor(self._thread, self._engine.score, prompts))
+            answers = iter(await loop.run_in_executor(self._thread, self._engine.answer, encoded))
         except Exception as error:
             self._broken = f"{type(error).__name__}: {error}"
             raise

@@ -215,18 +215,18 @@ def test_a_replica_that_dies_is_an_error_of_the_cases_it_was_asked(handle, cfg):
 def test_a_replica_whose_engine_failed_asks_to_be_replaced_and_uses_it_no_more():
     used = []
 
-    def score(prompts: list[str]) -> list[Answered | str]:
-        used.append(prompts)
+    def answer(encoded: list[list[int]]) -> list[Answered | str]:
+        used.append(encoded)
         raise MemoryError("no room for keys and values")
 
     replica = object.__new__(judge._Replica)  # without the engine that a judge would load
-    replica._engine, replica._thread = SimpleNamespace(score=score), ThreadPoolExecutor(1)
+    replica._engine, replica._thread = SimpleNamespace(answer=answer), ThreadPoolExecutor(1)
     replica._broken = ""
     replica.check_health()
     with pytest.raises(MemoryError):
-        asyncio.run(replica._answered([["a"], ["b"]]))
+        asyncio.run(replica._answered([[[1]], [[2]]]))
     with pytest.raises(RuntimeError, match="MemoryError: no room for keys and values"):
         replica.check_health()
     with pytest.raises(RuntimeError, match="engine failed"):
-        asyncio.run(replica._answered([["c"]]))
-    assert used == [["a", "b"]]
+        asyncio.run(replica._answered([[[3]]]))
+    assert used == [[[1], [2]]]

@@ -19,6 +19,7 @@ from veripo_ray.verifier.judges.vllm_prompts import Prompts
 if TYPE_CHECKING:
     from vllm import RequestOutput
 
+Encoded = list[int] | str  # a prompt's token ids [P], or why it cannot be asked
 _STEP_TOKENS = 8192  # of prompts that one step of the engine computes at once
 
 
@@ -61,31 +62,48 @@ class YesNoEngine:
             logprobs=len(words),
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # all requests share it
         )
 
     def score(self, prompts: Sequence[str]) -> list[Answered | str]:
         """What the model says to each prompt, in order, or why that prompt could not be asked."""
-        said: list[Answered | str] = [self._add(str(i), text) for i, text in enumerate(prompts)]
+        return self.answer(self.encode(prompts))
+
+    def encode(self, prompts: Sequence[str]) -> list[Encoded]:
+        """In another thread than `answer`, if the caller likes: a model's step and the tokens of
+        the next prompts take each other no time. One thread at a time."""
+        return [self._encoded(prompt) for prompt in prompts]
+
+    def answer(self, encoded: Sequence[Encoded]) -> list[Answered | str]:
+        said: list[Answered | str] = [self._add(str(i), ids) for i, ids in enumerate(encoded)]
         while self._vllm.has_unfinished_requests():
             for output in self._vllm.step():
                 if output.finished:
                     said[int(output.request_id)] = self._read(output)
         return said
 
-    def _add(self, id_: str, prompt: str) -> str:
-        """Queue a prompt; an error, or what stands in its place until it is answered."""
-        from vllm.exceptions import VLLMError
-
+    def _encoded(self, prompt: str) -> Encoded:
         try:
             ids = self._prompts.encode(prompt)
-            if len(ids) >= self._cfg.max_model_len:  # one token is the answer
-                return (
-                    f"the case takes {len(ids)} tokens, with the answer over judges.vllm."
-                    f"max_model_len = {self._cfg.max_model_len}"
-                )
-            self._vllm.add_request(id_, {"prompt_token_ids": ids}, self._settings)
+        except (TypeError, ValueError) as error:
+            return _cannot_be_put(error)
+        if len(ids) < self._cfg.max_model_len:  # one token is the answer
+            return ids
+        return (
+            f"the case takes {len(ids)} tokens, with the answer over judges.vllm."
+            f"max_model_len = {self._cfg.max_model_len}"
+        )
+
+    def _add(self, id_: str, encoded: Encoded) -> str:
+        """Queue a prompt; its error, or what stands in its place until it is answered."""
+        from vllm.exceptions import VLLMError
+
+        if isinstance(encoded, str):
+            return encoded
+        try:
+            self._vllm.add_request(id_, {"prompt_token_ids": encoded}, self._settings)
         except (VLLMError, TypeError, ValueError) as error:
-            return f"the case cannot be put to the model: {type(error).__name__}: {error}"[:300]
+            return _cannot_be_put(error)
         return "the model gave no answer"
 
     def _read(self, output: RequestOutput) -> Answered | str:
@@ -98,3 +116,7 @@ class YesNoEngine:
         if not 0 < yes + no < math.inf:
             return "the model's probabilities of yes and no are no numbers"
         return Answered.likely(yes / (yes + no))
+
+
+def _cannot_be_put(error: Exception) -> str:
+    return f"the case cannot be put to the model: {type(error).__name__}: {error}"[:300]
