@@ -65,7 +65,7 @@ _SUPPOSES = re.compile(
     r"|\b(?i:seem(?:s|ed)?|think)\b"
 )
 _WINDOW, _SENTENCE, _MAX_CUES = 160, 240, 64
-_STEP = 128  # characters, more than a cue and what it looks at behind itself
+_STEP = 64  # characters, more than a cue and what it looks at behind itself
 _MIN_AFTERTHOUGHT = 3  # words
 
 
@@ -117,7 +117,7 @@ def _cues(thinking: str) -> Iterator[re.Match[str]]:
         start = _behind_a_mark(thinking, end - step) if end > step else 0
         found = _CUE.finditer(thinking, start, end + _STEP)
         yield from reversed([cue for cue in found if cue.start() < end])
-        end, step = start, 2 * step
+        end, step = start, 4 * step
 
 
 def _behind_a_mark(text: str, limit: int) -> int:
