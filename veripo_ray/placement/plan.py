@@ -85,7 +85,9 @@ def attempt(
     placed, left = pack(wanted, cluster.nodes, spread=run.placement.learner == "spread")
     if left:
         return Misfit(run, cluster, wanted, tuple(left))
-    found = fit.loads(run, placed, model) if model else []
+    found: list[Load] = []
+    if model and run.device != "cpu":  # the GPUs of a rehearsal have no memory
+        found = fit.loads(run, placed, model)
     short = [*fit.shortages(run, found), *(_asleep(run, placed, model) if model else [])]
     if short:
         return Misfit(run, cluster, wanted, (), tuple(short))

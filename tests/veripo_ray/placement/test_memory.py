@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from veripo_ray import config
+from veripo_ray.errors import ResourceError
 from veripo_ray.placement import Cluster, Geometry, Role, plan
 from veripo_ray.placement.memory import kv_bytes, states
 
@@ -100,5 +101,5 @@ def test_memory_that_nobody_knows_is_not_checked(recipe_of: Recipe) -> None:
     silent = Cluster(tuple(replace(node, gpu_memory=None) for node in A_NODE.nodes))
     assert plan(run, silent, Geometry.of(run.model)).loads
     told = run.model_copy(update={"placement": config.Placement(gpu_memory_gb=16)})
-    with pytest.raises(Exception, match=r"16.0 GB"):
+    with pytest.raises(ResourceError, match=r"16\.0 GB"):
         plan(told, silent, Geometry.of(run.model))
