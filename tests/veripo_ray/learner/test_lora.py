@@ -74,7 +74,9 @@ def test_steps_are_those_of_plain_torch_and_all_else_rests_to_the_bit(
         assert torch.equal(weight.value(), base.get_parameter(name)), name
 
 
-@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (3, "float32"), (2, "bfloat16")])
+@pytest.mark.parametrize(
+    ("stage", "dtype"), [(0, "float32"), (3, "float32"), (0, "bfloat16"), (3, "bfloat16")]
+)
 def test_training_continues_to_the_bit(stage, dtype, learner, batch, tmp_path):
     settings = {"zero_stage": stage, "dtype": dtype, "lora": LORA}
     original = learner(**settings)
