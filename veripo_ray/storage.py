@@ -29,6 +29,7 @@ T = TypeVar("T")
 TRIES = 5
 SIDE_BY_SIDE = 8  # files on their way at once
 KEPT_COPIES = 3  # of what `here` has fetched of one run, on one machine
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "memory"}
 _FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 
@@ -152,8 +153,10 @@ class Store:
         return f"{self._root.rstrip('/')}/{name}".rstrip("/")
 
     def _make_parent(self, name: str) -> None:
-        """Folders are real on some stores only, and nothing on the others."""
-        self._fs.makedirs(self._fs._parent(self._path(name)), exist_ok=True)
+        """Folders must be there on a file system; in a bucket there are none, and asking for one
+        may make a bucket of a misspelt name."""
+        if self.uri.partition("://")[0] not in _BUCKETS:
+            self._fs.makedirs(self._fs._parent(self._path(name)), exist_ok=True)
 
     def _tried(self, call: Callable[[], T], name: str, what: str) -> T:
         again = retry(
@@ -165,10 +168,10 @@ class Store:
             return again(call)()
         except RetryError as error:
             raise self._failed(name, what, error.last_attempt.exception()) from error
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             if what == "listed":
                 raise
-            raise self._failed(name, what, FileNotFoundError("there is no such file")) from None
+            raise self._failed(name, what, error) from None
         except OSError as error:
             raise self._failed(name, what, error) from error
 
