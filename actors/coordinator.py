@@ -103,6 +103,7 @@ class Coordinator:
                 await self._evaluate("initial")
             while self.state.phase_index < len(self.schedule):
                 phase = self.schedule[self.state.phase_index]
+                self.book.show(phase=phase.phase)
                 if isinstance(phase, config.GrpoPhase):
                     await self._explore(phase)
                 else:

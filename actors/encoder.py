@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from actors.metrics import Worker, measured
 from veripo_ray import config
 from veripo_ray.features import FeatureSource
 from veripo_ray.policy.media import Media
@@ -43,6 +44,7 @@ class Encoder:
         *,
         frames: bool = False,
     ) -> None:
+        self.worker = Worker("encoder")
         self.source = FeatureSource(checkpoint, video, cfg, device, frames=frames)
 
     def store_bytes(self) -> float:
@@ -55,6 +57,7 @@ class Encoder:
         """Answers once the tower is loaded."""
         return self.counts()
 
+    @measured
     def encode(self, question: Question) -> tuple[int, tuple[Media, ...]]:
         """The bytes of media, and the features (or frames) of the video, then of each image.
 
@@ -62,6 +65,7 @@ class Encoder:
         is not (a DataError naming the file), without fetching it.
         """
         media = self.source.of(question)
+        self.worker.media(asdict(self.source.counts()))
         return sum(item.nbytes for item in media), media
 
     @ray.method(concurrency_group="asking")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.metrics import Worker, measured
 from veripo_ray import codec, config
 from veripo_ray.learner import Learner, rendezvous
 from veripo_ray.learner.examples import Example, ToScore, share
@@ -46,6 +47,7 @@ class LearnerRank:
     ) -> None:
         self.checkpoint, self.cfg = checkpoint, cfg
         self.rank, self.world_size = rank, world_size
+        self.worker = Worker(f"learner {rank}")
         self.device, self.seed = device, seed
         self.temperature, self.max_tokens = temperature, max_tokens
         self._store: Any = None
@@ -80,6 +82,7 @@ class LearnerRank:
             join_timeout_s=timeout_s,
         )
 
+    @measured
     def grpo_step(
         self,
         groups: Sequence[ray.ObjectRef],
@@ -91,6 +94,7 @@ class LearnerRank:
         rows = ray.get(groups[0])
         return self.learner.grpo_step(rows, self._own(rows, features), cfg, max_gap=max_gap)
 
+    @measured
     def dpo_step(
         self,
         pairs: Sequence[ray.ObjectRef],
@@ -101,6 +105,7 @@ class LearnerRank:
         rows = ray.get(pairs[0])
         return self.learner.dpo_step(rows, self._own(rows, features), cfg)
 
+    @measured
     def score(
         self, groups: Sequence[ray.ObjectRef], features: Mapping[str, ray.ObjectRef]
     ) -> dict[str, list[np.ndarray]]:
@@ -108,6 +113,7 @@ class LearnerRank:
         rows = ray.get(groups[0])
         return self.learner.score(rows, self._own(rows, features))
 
+    @measured
     def logprobs(
         self, groups: Sequence[Group], features: Mapping[str, ray.ObjectRef]
     ) -> dict[str, list[np.ndarray]]:
@@ -125,6 +131,7 @@ class LearnerRank:
         """The policy of the learner's checkpoint, a folder or a URI, is the reference."""
         self.learner.load_reference(Path(here(f"{folder}/{lora.FOLDER}")).parent)
 
+    @measured
     def attach(self, shard: np.ndarray, features: Mapping[str, ray.ObjectRef]) -> np.ndarray:
         """As `Reference.attach`; gives back this rank's share of the shard."""
         pairs = codec.unpack_many(shard.data, Pair)
@@ -132,6 +139,7 @@ class LearnerRank:
         scored = [with_reference(p, scores[p.id]) for p in pairs if p.id in scores]
         return codec.to_array(codec.pack_many(scored))
 
+    @measured
     def reference_logprobs(
         self, groups: Sequence[Group], features: Mapping[str, ray.ObjectRef]
     ) -> dict[str, list[np.ndarray]]:
@@ -146,6 +154,7 @@ class LearnerRank:
         silent = {row.id: list(row.responses) for row in rows if row.id in own}  # no token to score
         return silent | self.learner.score_by_reference(rows, own)
 
+    @measured
     def weights(self, version: int | None = None) -> tuple[int, Snapshot]:
         """(number of weights, the weights): called with num_returns=2, so that the caller can wait
         for the first and pass the second on. A returned value outlives this actor.
@@ -161,6 +170,7 @@ class LearnerRank:
         """Whether this node has the folder: whether the disk is shared, where another made it."""
         return Path(folder).is_dir()
 
+    @measured
     def save(self, folder: str) -> str:
         """Write this rank's part into a folder of its node; returns the node."""
         self.learner.save(folder)

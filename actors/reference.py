@@ -8,6 +8,7 @@ import numpy as np
 import ray
 
 from actors.learner import named, pack
+from actors.metrics import Worker, measured
 from veripo_ray import codec, config
 from veripo_ray.records import Group, Pair
 from veripo_ray.reference import ReferencePolicy
@@ -27,6 +28,7 @@ class Reference:
         temperature: float = 1.0,
         rests: bool = False,
     ) -> None:
+        self.worker = Worker("reference")
         self.policy = ReferencePolicy(
             here(checkpoint), cfg, device=device, temperature=temperature, rests=rests
         )
@@ -35,11 +37,13 @@ class Reference:
         """Answers once the model is loaded, with the version of its weights."""
         return self.policy.version
 
+    @measured
     def load_weights(self, version: int, weights: Sequence[ray.ObjectRef]) -> int:
         """Take the learner's weights (one reference in a list); returns their version."""
         self.policy.load_weights(version, ray.get(weights[0]))
         return version
 
+    @measured
     def attach(self, shard: np.ndarray, features: Mapping[str, ray.ObjectRef]) -> np.ndarray:
         """shard: uint8 msgpack of Pairs; features: references by pair id. Returns the shard with
         every `reference_logprob`. Idempotent: a retried call gives the same bytes."""
@@ -48,6 +52,7 @@ class Reference:
         media = {pair.id: value for pair, value in zip(pairs, fetched, strict=True)}
         return codec.to_array(codec.pack_many(self.policy.attach(pairs, media)))
 
+    @measured
     def reference_logprobs(
         self, groups: Sequence[Group], features: Mapping[str, ray.ObjectRef]
     ) -> dict[str, list[np.ndarray]]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import ray
 
 from actors.dealing import Dealt, requests
+from actors.metrics import Worker
+from actors.whereabouts import myself
 from veripo_ray import config
 from veripo_ray.sampler import Sampled, Sampler
 from veripo_ray.storage import here
 
+log = logging.getLogger(__name__)
 # Handing a result to Ray costs this process about a millisecond. A model small enough to finish
 # many groups in this time hands them over together; of any other each group goes out at once.
 HOLD_S = 0.05
@@ -37,6 +42,7 @@ class RolloutWorker:
         lora: config.Lora | None = None,
         sleeps: bool = False,
     ) -> None:
+        self.worker = Worker(myself("rollout"))
         self.sampler = Sampler(
             here(checkpoint),
             cfg,
@@ -65,11 +71,14 @@ class RolloutWorker:
         `seed_each` a question gives an equal group whoever asks it, and when.
         """
         asked = requests(share, dealer, name)
-        yield from self.sampler.bundles(asked, hold_s=HOLD_S, **sampling)
+        bundles = partial(self.sampler.bundles, hold_s=HOLD_S, **sampling)
+        yield from self.worker.sampling(asked, bundles)
 
     def load_weights(self, version: int, weights: Sequence[ray.ObjectRef]) -> int:
         """Take the learner's weights (one reference in a list); returns their version."""
+        self.worker.begins()
         self.sampler.load_weights(version, ray.get(weights[0]))
+        log.info("weights of version %d", version)
         return version
 
     def sleep(self, level: int) -> None:

@@ -8,16 +8,21 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veripo_ray import config, journal
+from actors import whereabouts
+from actors.metrics import RunMetrics
+from actors.whereabouts import Where
+from veripo_ray import config, journal, logs
 from veripo_ray.attempt import Attempt
+from veripo_ray.errors import TakenOver
 from veripo_ray.mirror import Mirror, growing_sizes
 from veripo_ray.progress import Eta, Status
+from veripo_ray.progress.written import write_status
 from veripo_ray.questions import LeftOut
 from veripo_ray.records import Group, JudgedGroup
 from veripo_ray.report import write_report
@@ -38,6 +43,7 @@ from veripo_ray.runlog import (
     write_summary,
 )
 from veripo_ray.runstate import Checkpoints, RunState, read_state
+from veripo_ray.tracking import WandbRun
 
 if TYPE_CHECKING:
     from actors.feed import Feed
@@ -74,7 +80,7 @@ class RunBook:
         self.restarts = restarts
         self.checkpoints = Checkpoints(self.folder)
         self.journals = journal.RunJournals(self.folder, self.attempt.writing)
-        self.metrics = MetricsLog(self.folder)
+        self.metrics = _metrics(run)
         self.mirror = Mirror(run.storage, self.attempt.claim) if run.storage else None
         if self.mirror:
             self.mirror.go_on_from(self.folder)
@@ -90,6 +96,10 @@ class RunBook:
         self._shown: set[str] = set()
         self._answers: dict[str, SampleResponse] = {}  # to the questions shown, in one evaluation
         self._status = Status(run=self.folder.name, phase="starting", phases=len(run.loop))
+        self._measured = RunMetrics(self.folder.name)
+        self._end_log = logs.to_folder(self.folder, self._placed)
+        log.info(f"the run goes on from {self.resumed}" if self.resumed else "the run begins")
+        self._observe()
 
     def _forget_what_will_be_done_again(self) -> None:
         """Everything after the checkpoint goes: no group, verdict or pair is written twice."""
@@ -129,7 +139,11 @@ class RunBook:
     # --- progress
 
     def show(self, **changes: Any) -> None:
-        self._status = replace(self._status, **changes)
+        before = self._status
+        self._status = replace(before, **changes)
+        if self._status.phase != before.phase:
+            log.info("%s", self._status.phase)
+            self._observe()
 
     def tell(self, news: str) -> None:
         """Something the user should hear of, in the display and in the log."""
@@ -148,6 +162,35 @@ class RunBook:
             stages=tuple(self.state.stages),
             eta_seconds=self._eta.remaining(self._todo()),
         )
+
+    def _where(self) -> Where:
+        state = self.state
+        return Where(self.folder.name, state.iteration, self._status.phase, state.version)
+
+    def _placed(self) -> dict[str, Any]:
+        """What every line of the log says."""
+        return {"attempt": self.attempt.number, **asdict(self._where())}
+
+    def _observe(self) -> None:
+        """Tell the run's actors, its metrics and other shells where it stands."""
+        status, state, measured = self.status(), self.state, self._measured
+        whereabouts.tell(self._where())
+        measured.phase(status.phase)
+        measured.set("veripo_iteration", state.iteration)
+        measured.set("veripo_step", status.step, phase=status.phase)
+        measured.set("veripo_policy_version", state.version)
+        measured.set("veripo_logprob_gap", state.logprob_gap_max)
+        measured.set("veripo_groups_unjudged", status.groups - status.judged)
+        measured.set("veripo_pairs", status.pairs)
+        measured.spent(state.cost)
+        if self.feed:
+            measured.set("veripo_features_live", self.feed.live)
+            measured.set("veripo_left_out", self.feed.left_out.count)
+        self._write_status()
+
+    def _write_status(self, *, ended: bool = False) -> None:
+        with self.attempt.writing():
+            write_status(self.folder, self.status(), ended=ended)
 
     def _todo(self) -> dict[str, float]:
         """Units of work left, as far as they are known."""
@@ -202,6 +245,7 @@ class RunBook:
         values |= {"seconds": seconds, "policy_version": self.state.version}
         with self.attempt.writing():
             self.metrics.append(phase, self.state.iteration, self.state.step, values)
+        self._measured.step(phase, values)
         self.show(
             phase=phase,
             step=self.state.step,
@@ -211,7 +255,9 @@ class RunBook:
         )
         if phase == "grpo":  # in dpo, accuracy is the share of pairs ranked rightly
             self.show(accuracy=values["accuracy"])
+        log.info("step %d", self.state.step, extra={"step": self.state.step, "values": values})
         self._step_values, self._learned = {}, []
+        self._observe()
 
     def _lap(self) -> float:
         """Wall seconds since the last lap, counted for the phase."""
@@ -266,6 +312,7 @@ class RunBook:
         with self.attempt.writing():
             add_stage_samples(self.folder, stage_label(iteration, phase), self._answers)
         self.show(accuracy=stage.accuracy, inconsistency=stage.inconsistency, step=0, steps=0)
+        log.info("evaluated after %s", stage.label, extra={"stage": stage.model_dump(mode="json")})
         self.write(finished=False)
 
     def _evaluation_lap(self) -> float:
@@ -291,6 +338,7 @@ class RunBook:
         self.state.metrics_size = self.metrics.size()
         with self.attempt.writing():
             final = self.checkpoints.commit(writing, self.state, self.run.keep_checkpoints)
+        log.info("checkpoint %s", final.name)
         self.write(finished=False)
         if self.mirror:
             sizes = growing_sizes(self.state.journal_sizes, self.state.metrics_size)
@@ -305,11 +353,15 @@ class RunBook:
         self.show(message="writing the report")
         with self.attempt.writing():
             write_report(self.folder)
+        log.info("the run is finished")
         if self.mirror:
             self.mirror.put_for_people(self.folder)
 
     def close(self) -> None:
         self.metrics.close()
+        with suppress(TakenOver):  # then the status is the newer attempt's
+            self._write_status(ended=True)
+        self._end_log()
 
     def _summary(self, finished: bool) -> Summary:
         state, latest = self.state, self.checkpoints.latest()
@@ -337,6 +389,12 @@ class RunBook:
             checkpoint=f"checkpoints/{latest.name}" if latest else None,
             restarts=self.restarts,
         )
+
+
+def _metrics(run: config.Run) -> MetricsLog:
+    tracking = run.tracking
+    also = WandbRun(run, tracking.wandb) if tracking.wandb else None
+    return MetricsLog(run.output, tensorboard=tracking.tensorboard, also=also)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster.planning import with_device
 from cluster.questions import FOLDER, Questions, pack, unpack
 from veripo_ray import attempt as attempts
-from veripo_ray import config
+from veripo_ray import config, tracking
 from veripo_ray.errors import ConfigError, DataError, ResourceError
 from veripo_ray.features import open_cache
 from veripo_ray.models import model_folder
@@ -74,6 +74,7 @@ def prepare(run: config.Run, *, resume: bool = False, scratch: Path | None = Non
     _check_disk(run.output)
     open_cache(run.features)
     _check_judges(run)
+    tracking.check(run.tracking.wandb)
     if not os.environ.get("RAY_ADDRESS"):  # a cluster's Serve may have it already, for all runs
         _check_port(run.verifier)
     if resume:

@@ -168,6 +168,21 @@ def judge_calibrate(
 
 
 @app.command()
+def status(
+    which: Annotated[
+        str | None, typer.Argument(help="A run's folder, or its name in the cluster.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="The cluster's head, HOST:PORT; otherwise RAY_ADDRESS.")
+    ] = None,
+) -> None:
+    """Show where a run stands, from another shell."""
+    from cluster import status as asked
+
+    asked.show(which, address)
+
+
+@app.command()
 def manifests(
     overrides: Annotated[
         list[str] | None,

@@ -28,7 +28,10 @@ from veripo_ray.storage import Store
 
 ATTEMPTS, CHECKPOINTS = "attempts", "checkpoints"
 BEGINNING = ("config.yaml", "questions", "data", "sft")
-FOR_PEOPLE = ("config.yaml", "summary.json", "samples.json", "metrics.jsonl", "report.html")
+FOR_PEOPLE = (
+    *("config.yaml", "summary.json", "status.json", "samples.json", "metrics.jsonl"),
+    *("log.jsonl", "report.html"),
+)
 RECORD = "record.json"  # in the local folder: of its last checkpoint that is at the URI
 
 

@@ -22,6 +22,8 @@ from veripo_ray.errors import DataError
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
+    from veripo_ray.tracking import WandbRun
+
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -200,10 +202,13 @@ class MetricsLog:
     it repeats replace the lost ones. TensorBoard's step is the number of the line.
     """
 
-    def __init__(self, folder: Path, *, tensorboard: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, tensorboard: bool = True, also: WandbRun | None = None
+    ) -> None:
+        """also: who gets every step, too, and is closed with this."""
         self.folder = Path(folder)
         self.path = self.folder / METRICS
-        self._tensorboard = tensorboard
+        self._tensorboard, self._also = tensorboard, also
         self._writer: SummaryWriter | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "a+b")  # noqa: SIM115 (open for as long as the run)
@@ -226,6 +231,8 @@ class MetricsLog:
         self._lines += 1
         if self._tensorboard:
             self._write_events(point)
+        if self._also:
+            self._also.append(point, self._lines)
 
     def size(self) -> int:
         """Bytes written so far: what a checkpoint remembers."""
@@ -249,6 +256,8 @@ class MetricsLog:
     def close(self) -> None:
         self._close_events()
         self._file.close()
+        if self._also:
+            self._also.close()
 
     def __enter__(self) -> Self:
         return self

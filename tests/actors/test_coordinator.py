@@ -4,6 +4,7 @@ does not depend on where a run was stopped."""
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from actors import coordinator as leading
 from actors.coordinator import Coordinator
 from actors.feed import Task
 from actors.team import Team
-from veripo_ray import config, journal
+from veripo_ray import config, journal, logs
 from veripo_ray.errors import LostError
+from veripo_ray.progress.written import read_status
 from veripo_ray.questions import LeftOut, QuestionTable
 from veripo_ray.records import Group, Kind, Question, Rollout, Verdict
-from veripo_ray.runlog import read_summary
+from veripo_ray.runlog import read_metrics, read_summary
 from veripo_ray.verifier.judges import Case, Judge, Judgement, Rules
 from veripo_ray.verifier.verify import Item, verify
 
@@ -233,7 +235,7 @@ def test_a_run_goes_back_no_more_often_than_it_may_and_says_so(
 ) -> None:
     with pytest.raises(LostError, match="its node is gone"):
         _lead(tmp_path, lose_at=(2, 2, 2, 2))
-    told = [record.getMessage() for record in caplog.records if record.name == "actors.runbook"]
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     back = "LearnerRank died. Going back to the last checkpoint, time {} of max_restarts = 3"
     assert told == [back.format(time) for time in (1, 2, 3)]
 
@@ -311,3 +313,20 @@ def test_stages_are_judged_by_the_judge_that_was_held_out_and_rollouts_by_the_on
     judged = [verdict for group in journal.read_judged(tmp_path) for verdict in group.verdicts]
     assert judged
     assert not any(verdict.consistent is False for verdict in judged)
+
+
+def test_every_line_of_the_log_tells_where_the_run_stood_and_the_status_says_it_ended(
+    tmp_path: Path,
+) -> None:
+    _lead(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / logs.LOG).read_text().splitlines()]
+    assert all(line["run"] == tmp_path.name and line["attempt"] == 1 for line in lines)
+    steps = [line for line in lines if line["message"].startswith("step")]
+    points = read_metrics(tmp_path)
+    assert [line["values"] for line in steps] == [point.values for point in points]
+    placed = [(line["phase"], line["iteration"], line["step"]) for line in steps]
+    assert placed == [(point.phase, point.iteration, point.step) for point in points]
+    written = read_status(tmp_path)
+    assert written is not None
+    assert written.ended
+    assert len(written.status.stages) == len(read_summary(tmp_path).stages)  # type: ignore[union-attr]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def test_a_resumed_phase_goes_on_in_its_order_with_what_it_knew(run: config.Run)
     book.state.accuracy[order[:16]] = 0.5  # asked since the order was made
     writing = book.checkpoints.begin()
     (writing / "hf").mkdir(parents=True)
-    book.commit(writing)
+    asyncio.run(book.commit(writing))
     book.close()
 
     again = RunBook(run, questions=40, resume=True)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,31 @@ def test_the_report_needs_nothing_but_itself(trained: tuple[Path, str]) -> None:
     assert list((trained[0] / "tensorboard").iterdir())
 
 
+def test_every_line_of_the_log_says_where_the_run_stood(trained: tuple[Path, str]) -> None:
+    lines = [json.loads(line) for line in (trained[0] / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["message"] == "the run begins"
+    assert lines[-1]["message"] == "the run is finished"
+    for line in lines:
+        assert {"time", "level", "logger", "run", "iteration", "phase", "version"} <= line.keys()
+        assert line["run"] == "run"
+    assert [line["version"] for line in lines] == sorted(line["version"] for line in lines)
+    steps = [line for line in lines if line["message"].startswith("step")]
+    points = [json.loads(p) for p in (trained[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [line["values"] for line in steps] == [point["values"] for point in points]
+    assert [line["phase"] for line in steps] == [point["phase"] for point in points]
+    stages = [line["stage"]["phase"] for line in lines if "stage" in line]
+    assert stages == ["initial", "grpo", "dpo", "grpo"]
+
+
+def test_the_status_of_a_run_that_ended_is_in_its_folder(
+    trained: tuple[Path, str], veripo: Train
+) -> None:
+    status, said = veripo("status", trained[0], limit_s=60)
+    assert status == 0, said
+    assert said.count("run: after ") == 4
+    assert said.rstrip().endswith("ended")
+
+
 def test_the_final_checkpoint_gives_the_same_greedy_tokens_in_transformers_and_vllm(
     trained: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -242,10 +268,12 @@ def test_the_coordinator_outlives_its_driver(
     ray_session: str,
     recipe_file: Path,
     start: Callable[..., subprocess.Popen[str]],
+    veripo: Train,
     free_port: Callable[[], int],
     tmp_path: Path,
 ) -> None:
-    """On a cluster that is there, a driver killed outright does not take the run with it."""
+    """On a cluster that is there, a driver killed outright does not take the run with it; other
+    shells and Prometheus see how it goes on."""
     import ray
 
     output = tmp_path / "orphan"
@@ -258,10 +286,28 @@ def test_the_coordinator_outlives_its_driver(
         time.sleep(0.1)
     driver.send_signal(signal.SIGKILL)
     driver.wait(30)
+    status, said = veripo("status", "orphan", "--address", address)  # with nobody but it left
+    assert status == 0, said
+    assert "orphan: after initial: accuracy" in said
+    assert veripo("status", "another", "--address", address)[0] == 2
+    wanted = {f"ray_veripo_{name}" for name in ("phase", "rollout_tokens_total", "media")}
+    wanted.add("ray_veripo_busy_seconds_total")
+    (node,) = [node for node in ray.nodes() if node["Alive"]]
+    exporter = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
+    while missing := wanted - _exported(exporter, "orphan"):
+        assert time.monotonic() < deadline, missing
+        time.sleep(1)
     while time.monotonic() < deadline and not _summary(output)["finished"]:
         time.sleep(0.5)
     assert _phases(output) == ["initial", "grpo"]
     shutil.rmtree(output)
+
+
+def _exported(url: str, run: str) -> set[str]:
+    """Names of the metrics that a node exports of a run's work, whichever of its actors did it."""
+    text = urllib.request.urlopen(url, timeout=10).read().decode()
+    lines = [line for line in text.splitlines() if f'run="{run}"' in line]
+    return {line.partition("{")[0] for line in lines}
 
 
 def test_a_tower_that_learns_is_stopped_resumed_and_saved(

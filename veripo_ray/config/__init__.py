@@ -23,6 +23,7 @@ from veripo_ray.config.run import (
     TinyWorldData,
     Video,
 )
+from veripo_ray.config.tracking import Tracking, Wandb
 from veripo_ray.config.verifier import (
     Checks,
     Committee,
@@ -68,9 +69,11 @@ __all__ = [
     "Sft",
     "SftPhase",
     "TinyWorldData",
+    "Tracking",
     "Verifier",
     "Video",
     "VllmJudge",
+    "Wandb",
     "YesNo",
     "judge_problems",
     "wants_vllm",

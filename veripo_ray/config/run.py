@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from veripo_ray.config.base import Count, DType, Fraction, Positive, Settings
 from veripo_ray.config.placement import Placement
+from veripo_ray.config.tracking import Tracking
 from veripo_ray.config.verifier import JudgeName, Pairs, Verifier, judge_problems, wants_vllm
 from veripo_ray.storage import is_uri, local_folder
 
@@ -285,6 +286,7 @@ class Run(Settings):
     pairs: Pairs = Pairs()
     curriculum: Curriculum = Curriculum()
     evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
     checkpoint_every: Count = Field(10, description="optimiser steps between checkpoints")
     keep_checkpoints: Count = 2
     max_restarts: Annotated[int, Field(ge=0)] = Field(
