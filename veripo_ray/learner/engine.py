@@ -180,6 +180,9 @@ class Engine:
     ) -> AbstractContextManager[None]:
         if self.stage < 3:
             return nullcontext()
+        # A pass without gradients leaves what it had begun to fetch for the next one on its way,
+        # and what is on its way cannot be put back when we are done.
+        self._engine.optimizer.empty_partition_cache()
         writer = 0 if to_write else None  # who writes for all; all write alike
         return self._lib.zero.GatheredParameters(list(parameters), modifier_rank=writer)
 
