@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 
 from actors.metrics import Worker, measured
+from actors.waiting import Failures
 from veripo_ray import codec, config
 from veripo_ray.learner import Learner, rendezvous
 from veripo_ray.learner.examples import Example, ToScore, share
@@ -22,7 +24,10 @@ from veripo_ray.policy.media import Media
 from veripo_ray.records import Group, Pair
 from veripo_ray.reference import with_reference
 from veripo_ray.storage import Store, here
-from veripo_ray.weights import Snapshot
+from veripo_ray.weights import Manifest, Snapshot
+
+if TYPE_CHECKING:
+    from actors.transports.sending import Sender
 
 
 class LearnerRank:
@@ -52,6 +57,7 @@ class LearnerRank:
         self.temperature, self.max_tokens = temperature, max_tokens
         self._store: Any = None
         self._learner: Learner | None = None
+        self._sender: Sender | None = None
 
     def ping(self) -> int:
         """Answers once the actor is up."""
@@ -155,16 +161,34 @@ class LearnerRank:
         return silent | self.learner.score_by_reference(rows, own)
 
     @measured
-    def weights(self, version: int | None = None) -> tuple[int, Snapshot]:
-        """(number of weights, the weights): called with num_returns=2, so that the caller can wait
-        for the first and pass the second on. A returned value outlives this actor.
+    def manifest(self, version: int) -> Manifest:
+        """Call the present weights `version` from now on, and tell what they are."""
+        self.learner.publish(version)
+        return self.learner.manifest()
 
-        version: what the weights are called from now on. Only rank 0 returns any weights.
-        """
-        if version is not None:
-            self.learner.publish(version)
-        snapshot = self.learner.weights()
-        return len(snapshot), snapshot
+    def weights(self, bucket_bytes: int) -> Iterator[Snapshot]:
+        """See `Learner.buckets`. Call with num_returns="streaming"."""
+        yield from self.learner.buckets(bucket_bytes)
+
+    def meeting_place(self) -> Address:
+        """This node and a port that is free on it."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def open_sender(self, transport: config.TransportName, cfg: config.Weights, *how: Any) -> None:
+        """Get ready to `send` by a transport of vLLM's; how: see `actors.transports.sending`."""
+        from actors.transports.sending import Sender  # and vLLM with it
+
+        if self._sender is not None:
+            self._sender.close()
+        self._sender = getattr(Sender, transport)(self.learner, cfg, *how)
+
+    def send(self) -> Failures:
+        """The present weights, by the sender that was opened. All ranks have to."""
+        if self._sender is None:
+            raise RuntimeError("no sender was opened")
+        return self._sender.send()
 
     def sees(self, folder: str) -> bool:
         """Whether this node has the folder: whether the disk is shared, where another made it."""

@@ -13,11 +13,12 @@ from veripo_ray import codec, config
 from veripo_ray.records import Group, Pair
 from veripo_ray.reference import ReferencePolicy
 from veripo_ray.storage import here
+from veripo_ray.weights import Manifest, Snapshot
 
 
 class Reference:
-    """Hosts a `ReferencePolicy`. References to weights and features come nested in a list or a
-    mapping, so that Ray hands them over unresolved and they are fetched here, without a copy."""
+    """Hosts a `ReferencePolicy`. References to features come nested in a mapping, so that Ray hands
+    them over unresolved and they are fetched here, without a copy."""
 
     def __init__(
         self,
@@ -37,11 +38,22 @@ class Reference:
         """Answers once the model is loaded, with the version of its weights."""
         return self.policy.version
 
+    # --- weights: see `actors.syncing`
+
+    def begin_update(self, manifest: Manifest) -> None:
+        self.policy.begin_update(manifest)
+
     @measured
-    def load_weights(self, version: int, weights: Sequence[ray.ObjectRef]) -> int:
-        """Take the learner's weights (one reference in a list); returns their version."""
-        self.policy.load_weights(version, ray.get(weights[0]))
-        return version
+    def take(self, bucket: Snapshot) -> None:
+        self.policy.take(bucket)
+
+    @measured
+    def finish_update(self) -> int:
+        """Returns the version of the weights that score from now on."""
+        self.policy.finish_update()
+        return self.policy.version
+
+    # --- scores
 
     @measured
     def attach(self, shard: np.ndarray, features: Mapping[str, ray.ObjectRef]) -> np.ndarray:

@@ -1,14 +1,12 @@
-"""A rollout worker as a Ray actor: it fetches features and weights and hosts a `Sampler`."""
+"""A rollout worker as a Ray actor: it fetches features, takes weights and hosts a `Sampler`."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
-
-import ray
 
 from actors.dealing import Dealt, requests
 from actors.metrics import Worker
@@ -16,6 +14,7 @@ from actors.whereabouts import myself
 from veripo_ray import config
 from veripo_ray.sampler import Sampled, Sampler
 from veripo_ray.storage import here
+from veripo_ray.weights import Manifest, Snapshot
 
 log = logging.getLogger(__name__)
 # Handing a result to Ray costs this process about a millisecond. A model small enough to finish
@@ -26,8 +25,8 @@ HOLD_S = 0.05
 class RolloutWorker:
     """Hosts one vLLM engine. Call `sample` with num_returns="streaming".
 
-    Features and weights come as references inside a list, so that Ray hands them over unresolved
-    and they are fetched here when their turn comes, without a copy where they lie on this node.
+    Features come as references inside a list, so that Ray hands them over unresolved and they are
+    fetched here when their turn comes, without a copy where they lie on this node.
     """
 
     def __init__(
@@ -41,6 +40,7 @@ class RolloutWorker:
         tower: bool = False,
         lora: config.Lora | None = None,
         sleeps: bool = False,
+        transport: config.TransportName = "object_store",
     ) -> None:
         self.worker = Worker(myself("rollout"))
         self.sampler = Sampler(
@@ -52,6 +52,7 @@ class RolloutWorker:
             tower=tower,
             lora=lora,
             sleeps=sleeps,
+            transport=transport,
         )
 
     def ping(self) -> int:
@@ -74,12 +75,30 @@ class RolloutWorker:
         bundles = partial(self.sampler.bundles, hold_s=HOLD_S, **sampling)
         yield from self.worker.sampling(asked, bundles)
 
-    def load_weights(self, version: int, weights: Sequence[ray.ObjectRef]) -> int:
-        """Take the learner's weights (one reference in a list); returns their version."""
+    # --- weights: see `actors.syncing`
+
+    def begin_update(self, manifest: Manifest) -> None:
         self.worker.begins()
-        self.sampler.load_weights(version, ray.get(weights[0]))
-        log.info("weights of version %d", version)
-        return version
+        self.sampler.begin_update(manifest)
+
+    def take(self, bucket: Snapshot) -> None:
+        """Give a bucket as a reference of its own, so that Ray fetches it while others load."""
+        self.sampler.take(bucket)
+
+    def receive(self, told: Mapping[str, Any]) -> None:
+        self.sampler.receive(told)
+
+    def finish_update(self) -> int:
+        """Returns the version of the weights that are sampled from now on."""
+        self.sampler.finish_update()
+        log.info("weights of version %d", self.sampler.version)
+        return self.sampler.version
+
+    def connect(self, info: Mapping[str, Any]) -> None:
+        self.sampler.connect(info)
+
+    def disconnect(self) -> None:
+        self.sampler.disconnect()
 
     def sleep(self, level: int) -> None:
         """See `Sampler.sleep`."""

@@ -54,7 +54,7 @@ class Team:
         self.tokenizer = load_tokenizer(checkpoint)
         self.spec = read_spec(checkpoint)
         self._dealer = Dealer(run.rollout.max_num_seqs, run.call_timeout_s)
-        self._sync = WeightSync(run.call_timeout_s)
+        self._sync = WeightSync(run.weights, run.transport, run.rollout.tensor_parallel)
         self._others: list[Any] = []  # besides the workers, as far as they have been started
         self._syncing = asyncio.Lock()
         self._version, self._published = 0, asyncio.Event()  # set while the learner has a version
@@ -139,6 +139,7 @@ class Team:
             version=version,
             tower=self.run.learner.train_vision,
             lora=self.run.learner.lora,
+            transport=self.run.transport,
             **({"sleeps": True} if self._turns.shared else {}),
         )
 
@@ -378,7 +379,7 @@ class Team:
             return
         reference = {"reference": self.reference}
         async with self._turns.learning():
-            await self._sync.publish(version, self._ranks_by_name(), reference)
+            await self._sync.refit(version, self._ranks_by_name(), reference)
 
     # --- rollout workers that join: see `actors.workers.Host`
 
@@ -413,7 +414,7 @@ class Team:
             async with self._syncing:
                 if self._published.is_set():
                     one = {"the rollout worker that joins": worker}
-                    await self._sync.publish(self._version, self._ranks_by_name(), one)
+                    await self._sync.refit(self._version, self._ranks_by_name(), one)
                     return
 
     async def measure_gap(self, task: Task, limit: float) -> float:

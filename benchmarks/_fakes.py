@@ -24,6 +24,7 @@ from veripo_ray.policy.prompting import expand
 from veripo_ray.policy.qwen_vl import load_tokenizer, read_spec
 from veripo_ray.records import Group, Pair, Rollout
 from veripo_ray.sampler import Sampled
+from veripo_ray.weights import Manifest, Snapshot
 
 HOSTED = 16
 COSTS = "costs.jsonl"
@@ -36,15 +37,18 @@ class Host:
     def __init__(self, checkpoint: str) -> None:
         self._tokenizer, self._spec = load_tokenizer(checkpoint), read_spec(checkpoint)
         self._rollout = functools.cache(self._written)
-        self._version = 0
+        self._version = self._coming = 0
 
     def ping(self) -> int:
         return self._version
 
-    def load_weights(self, version: int, weights: Sequence[ray.ObjectRef]) -> int:
-        ray.get(weights[0])
-        self._version = version
-        return version
+    def begin_update(self, manifest: Manifest) -> None:
+        self._coming = manifest.version
+
+    def take(self, bucket: Snapshot) -> None: ...
+
+    def finish_update(self) -> None:
+        self._version = self._coming
 
     def sample(
         self, share: Sequence[Dealt], dealer: Any = None, hand: str = "", *, n: int, **_: Any
@@ -83,12 +87,20 @@ class Rank:
 
     def join(self, address: tuple[str, int]) -> None: ...
 
-    def load_weights(self, version: int, weights: Sequence[ray.ObjectRef]) -> int:
-        ray.get(weights[0])
-        return version
+    def sees(self, _: str) -> bool:
+        return True
 
-    def weights(self, _: int | None = None) -> tuple[int, dict[str, np.ndarray]]:
-        return 1, {"weight": np.zeros(1000, np.float32)}
+    def begin_update(self, manifest: Manifest) -> None: ...
+
+    def take(self, bucket: Snapshot) -> None: ...
+
+    def finish_update(self) -> None: ...
+
+    def manifest(self, version: int) -> Manifest:
+        return Manifest(version, "float32", {"weight": (1000,)})
+
+    def weights(self, _: int) -> Iterator[Snapshot]:
+        yield {"weight": np.zeros(1000, np.float32)}
 
     def grpo_step(self, groups: Sequence[ray.ObjectRef], *_: object) -> dict[str, float]:
         ray.get(groups[0])

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from actors.dealing import Dealt, requests
 from actors.encoder import Encoder
@@ -26,6 +25,7 @@ from veripo_ray.policy.prompting import expand
 from veripo_ray.policy.qwen_vl import load_tokenizer, read_spec
 from veripo_ray.records import Question, Rollout
 from veripo_ray.sampler import Sampled
+from veripo_ray.weights import Manifest, Snapshot
 
 CLIPS_A_FOLDER = 1000
 COLOURS = ("red", "green", "blue", "yellow")
@@ -114,10 +114,15 @@ class SyntheticRolloutWorker:
             policy_version=self._version,
         )
 
-    def load_weights(self, version: int, weights: Sequence[ray.ObjectRef]) -> int:
-        ray.get(weights[0])
-        self._version = version
-        return version
+    def begin_update(self, manifest: Manifest) -> None:
+        self._coming = manifest.version
+
+    def take(self, bucket: Snapshot) -> None:
+        pass
+
+    def finish_update(self) -> int:
+        self._version = self._coming
+        return self._version
 
 
 class SyntheticTeam(Team):

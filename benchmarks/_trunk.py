@@ -37,6 +37,7 @@ class Trunk:
 TRUNKS = {
     "tiny": Trunk(64, 2, 2, 1, 128, 256, tied=False),  # of tests
     "cpu": Trunk(512, 6, 8, 2, 1408, 2048, tied=False),
+    "mid": Trunk(768, 12, 12, 2, 2048, 8192, tied=False),
     "3b": Trunk(2048, 36, 16, 2, 11008, 151_936, tied=True),
     "7b": Trunk(3584, 28, 28, 4, 18944, 152_064, tied=False),
 }

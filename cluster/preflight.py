@@ -67,6 +67,7 @@ def prepare(run: config.Run, *, resume: bool = False, scratch: Path | None = Non
     A model on the Hub is fetched last, when all else is well, and not for `scratch`.
     """
     run = resolve(run)
+    _check_transport(run)
     checkpoint = model_folder(run.model, weights=False)
     read_spec(checkpoint)
     if run.learner.train_vision:  # learner and rollout workers must make the same pixels of frames
@@ -97,6 +98,11 @@ def _taken_back(output: Path) -> Iterator[Path]:
         for path in made:
             shutil.rmtree(path, ignore_errors=True)
         raise
+
+
+def _check_transport(run: config.Run) -> None:
+    if problems := config.transport_problems(run):
+        raise ConfigError(problems[0], fix="weights.transport=auto")
 
 
 def resolve(run: config.Run) -> config.Run:

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from veripo_ray import config
+from veripo_ray.errors import VeripoError
 from veripo_ray.learner.learner import DTYPES
 from veripo_ray.policy.grouped import Packed, micro_batches, response_logprobs
 from veripo_ray.policy.lora import changes
 from veripo_ray.policy.media import Media
 from veripo_ray.policy.qwen_vl import QwenVL
 from veripo_ray.records import Pair
-from veripo_ray.weights import load_into
+from veripo_ray.weights import Manifest, Update, shapes_of, stale_error, to_tensor
 
 
 class ReferencePolicy:
@@ -24,7 +25,8 @@ class ReferencePolicy:
     are (`train_vision`), and gives dtype and token budget.
 
     version: that of the weights it holds, 0 for the checkpoint's own. rests: it shares its GPU with
-    others, and waits in the machine's memory between calls.
+    others, and waits in the machine's memory between calls. stale: an update began and has not
+    succeeded; then it scores nothing.
     """
 
     def __init__(
@@ -43,15 +45,43 @@ class ReferencePolicy:
         self.policy = QwenVL.load(
             checkpoint, dtype=DTYPES[cfg.dtype], device=self._rests_on, tower=cfg.train_vision
         )
+        mine = self.policy.trainable().items()
+        self._mine = {name: weight for name, weight in mine if changes(name, cfg.lora)}
+        self._update: Update | None = None
+        self.stale = False
+
+    def begin_update(self, manifest: Manifest) -> None:
+        """Make ready for weights of the learner. Raises CheckpointError, with nothing changed, when
+        they are not those that this policy has."""
+        self._update = Update(manifest, {n: tuple(w.shape) for n, w in self._mine.items()})
+
+    def take(self, weights: Mapping[str, np.ndarray]) -> None:
+        """A bucket of them. Raises CheckpointError for what was not announced."""
+        if self._update is None:
+            raise VeripoError("weights came without an update", fix="begin one first")
+        self.stale = True
+        self._update.arrived(shapes_of(weights))
+        with torch.no_grad():
+            for name, array in weights.items():
+                self._mine[name].copy_(to_tensor(array))
+
+    def finish_update(self) -> None:
+        """All have come: the policy is a copy of the learner."""
+        if self._update is None:
+            raise VeripoError("no update has begun", fix="begin one first")
+        self._update.require_whole()
+        self.version, self.stale, self._update = self._update.version, False, None
 
     def load_weights(self, version: int, weights: Mapping[str, np.ndarray]) -> None:
-        """Become a copy of the learner. Raises CheckpointError when the weights do not fit."""
-        mine = self.policy.trainable().items()
-        load_into({name: w for name, w in mine if changes(name, self.cfg.lora)}, weights)
-        self.version = version
+        """A whole update from a snapshot."""
+        self.begin_update(Manifest.of(version, weights))
+        self.take(weights)
+        self.finish_update()
 
     def logprobs(self, packed: Sequence[Packed]) -> list[list[np.ndarray]]:
         """Log-probabilities [R_i] float32 of every response."""
+        if self.stale:
+            raise stale_error(self.version, "reference")
         scores: list[list[np.ndarray]] = []
         with torch.no_grad(), self._awake():
             for indices in micro_batches(packed, self.cfg.micro_batch_tokens):

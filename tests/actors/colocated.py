@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from actors.feed import Task
 from veripo_ray import config
 from veripo_ray.records import Group, Kind, Question, Rollout
 from veripo_ray.sampler import Sampled
+from veripo_ray.weights import Manifest, Snapshot
 
 
 @ray.remote(num_cpus=0)
@@ -47,6 +49,12 @@ class Thin:
     def ping(self) -> int:
         return 0
 
+    def begin_update(self, manifest: Manifest) -> None: ...
+
+    def take(self, bucket: Snapshot) -> None: ...
+
+    def finish_update(self) -> None: ...
+
     def gpus(self) -> list[str]:
         return [str(gpu) for gpu in ray.get_gpu_ids()]
 
@@ -60,9 +68,8 @@ class Worker(Thin):
     def wake(self, tags: list[str]) -> None:
         self.note("wake", *tags)
 
-    def load_weights(self, version: int, weights: Any) -> int:
+    def finish_update(self) -> None:
         self.note("weights")
-        return version
 
     def sample(self, share: Any, dealer: Any = None, name: str = "", **sampling: Any) -> Any:
         self.note("sample")
@@ -83,11 +90,18 @@ class Rank(Thin):
     def address(self) -> Any:
         return ("127.0.0.1", 1)
 
+    def sees(self, _: str) -> bool:
+        return True
+
     def join(self, address: Any) -> None:
         self.note("join")
 
-    def weights(self, version: int | None = None) -> tuple[int, Any]:
-        return 1, {}
+    def manifest(self, version: int) -> Manifest:
+        return Manifest(version, "float32", {"weight": (1,)})
+
+    def weights(self, bucket_bytes: int) -> Iterator[Snapshot]:
+        if self.number == 0:
+            yield {"weight": np.zeros(1, np.float32)}
 
     def logprobs(self, groups: list[Group], features: Any) -> Any:
         self.note("logprobs")
@@ -104,9 +118,6 @@ class Rank(Thin):
 
 class Reference(Thin):
     name = "reference"
-
-    def load_weights(self, version: int, weights: Any) -> int:
-        return version
 
     def attach(self, shard: np.ndarray, features: Any) -> np.ndarray:
         self.note("attach")

@@ -21,6 +21,7 @@ from veripo_ray.policy.prompting import expand
 from veripo_ray.policy.qwen_vl import QwenVL, load_tokenizer, read_spec
 from veripo_ray.records import Family, Kind, Pair, Question, Response, Verdict
 from veripo_ray.reference import ReferencePolicy
+from veripo_ray.weights import shapes_of
 
 LR = 1e-4
 NOISE = 5e-6  # four steps move a weight by 4e-4; Adam enlarges rounding where a gradient is near 0
@@ -112,8 +113,15 @@ def train(ranks: Ranks, sent) -> list[list[dict[str, float]]]:
 
 
 def weights_of(ranks: Ranks) -> dict[str, np.ndarray]:
-    (count, weights), (none, empty) = ranks.every("weights", 5)
-    assert (count, none, empty) == (len(weights), 0, {})
+    """As they are sent: in buckets, of rank 0 alone."""
+    first, second = ranks.every("manifest", 5)
+    assert first == second
+    streams = [h.weights.options(num_returns="streaming").remote(100_000) for h in ranks.handles]
+    sent, none = ([ray.get(r, timeout=WAIT_S) for r in stream] for stream in streams)
+    assert not none
+    weights = {name: array for bucket in sent for name, array in bucket.items()}
+    assert shapes_of(weights) == first.shapes
+    assert [*weights] == [*first.shapes]
     return weights
 
 

@@ -21,7 +21,7 @@ from veripo_ray.records import (
     Verdict,
 )
 from veripo_ray.reference import ReferencePolicy
-from veripo_ray.weights import to_array
+from veripo_ray.weights import Manifest, buckets, to_array
 
 CFG = config.Learner(dtype="float32")
 QUESTION = Question(id="q", text="?", kind=Kind.NUMERIC, gold="1")
@@ -98,8 +98,11 @@ def test_weights_arrive_through_the_object_store_with_their_version(actor, token
     with torch.no_grad():
         for weight in taught.trainable().values():
             weight.mul_(1.1)
-    snapshot = ray.put({name: to_array(weight) for name, weight in taught.trainable().items()})
-    assert ray.get(actor.load_weights.remote(3, [snapshot]), timeout=60) == 3
+    weights = {name: to_array(weight) for name, weight in taught.trainable().items()}
+    actor.begin_update.remote(Manifest.of(3, weights))
+    for bucket in buckets(weights.items(), 100_000):
+        actor.take.remote(ray.put(bucket))
+    assert ray.get(actor.finish_update.remote(), timeout=60) == 3
     assert ray.get(actor.ping.remote(), timeout=60) == 3
     after = ray.get(actor.reference_logprobs.remote([group], features), timeout=60)
     assert not np.allclose(before["g"][0], after["g"][0])

@@ -1,4 +1,4 @@
-"""A rollout worker in its own process streams groups and takes weights by reference.
+"""A rollout worker in its own process streams groups and takes weights in buckets.
 
 Its checkpoint ties the output head to the embeddings, as the smaller Qwen2.5-VL do.
 """
@@ -28,7 +28,7 @@ from veripo_ray.tinyworld.checkpoint import (
     build_processor,
     build_tokenizer,
 )
-from veripo_ray.weights import to_array
+from veripo_ray.weights import Manifest, buckets, to_array
 
 SAMPLING = {"n": 2, "temperature": 1.0, "max_tokens": 12}
 CFG = config.Rollout(dtype="float32", max_model_len=128, max_num_seqs=8)
@@ -84,7 +84,7 @@ def gap(policy: QwenVL, group: Sampled, features: tuple[Features, ...]) -> float
     return max(float(np.abs(ours.numpy() - rollout.logprobs).max()) for ours, rollout in pairs)
 
 
-def test_groups_stream_out_and_weights_come_by_reference(worker, policy):
+def test_groups_stream_out_and_weights_come_in_buckets(worker, policy):
     asked = questions(policy, 8)
     references = {id_: reference for id_, _, (reference,) in asked}
     for version in (3, 4, 5):
@@ -97,8 +97,10 @@ def test_groups_stream_out_and_weights_come_by_reference(worker, policy):
             for weight in policy.trainable().values():
                 weight.add_(torch.randn_like(weight), alpha=0.05)
         weights = {name: to_array(weight) for name, weight in policy.trainable().items()}
-        loaded = worker.load_weights.remote(version + 1, [ray.put(weights)])
-        assert ray.get(loaded, timeout=60) == version + 1
+        worker.begin_update.remote(Manifest.of(version + 1, weights))
+        for bucket in buckets(weights.items(), 100_000):
+            worker.take.remote(ray.put(bucket))
+        assert ray.get(worker.finish_update.remote(), timeout=60) == version + 1
     assert ray.get(worker.version.remote(), timeout=60) == 6
 
 

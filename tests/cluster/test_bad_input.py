@@ -40,6 +40,25 @@ def test_a_batch_that_does_not_divide(recipe_file: Path) -> None:
     assert "rollout_batch = 8 is not a multiple of train_batch = 3; make it 9" in said
 
 
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (["weights.transport=nccl"], "nccl goes from GPU to GPU, and device = cpu"),
+        (["weights.transport=cuda_ipc", "device=cpu"], "goes from GPU to GPU, and device = cpu"),
+        (["weights.transport=cuda_ipc", "device=cuda"], "and placement.layout = separate"),
+        (
+            ["weights.transport=nccl", "device=cuda", "placement.layout=colocated"],
+            "needs a GPU a process, and placement.layout = colocated",
+        ),
+    ],
+)
+def test_a_transport_of_weights_that_cannot_work_here(
+    settings: list[str], why: str, recipe_file: Path, tmp_path: Path
+) -> None:
+    """Without a device the first is known only here, where there is no GPU."""
+    assert why in _refusal(recipe_file, *settings, "--output", tmp_path / "run")
+
+
 def test_a_missing_data_file(recipe_file: Path, tmp_path: Path) -> None:
     files = ["data.tinyworld=null", f"data.train={tmp_path}/no.jsonl", f"data.heldout={tmp_path}/n"]
     assert f"{tmp_path}/no.jsonl" in _refusal(recipe_file, *files, "--output", tmp_path / "run")

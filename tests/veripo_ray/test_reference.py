@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from veripo_ray import config
-from veripo_ray.errors import CheckpointError
+from veripo_ray.errors import CheckpointError, VeripoError
 from veripo_ray.policy.grouped import Packed, response_logprobs
 from veripo_ray.policy.media import Features
 from veripo_ray.policy.qwen_vl import QwenVL
 from veripo_ray.records import Family, Kind, Pair, Question, Response, Verdict
 from veripo_ray.reference import ReferencePolicy
-from veripo_ray.weights import to_array
+from veripo_ray.weights import Manifest, buckets, to_array
 
 CFG = config.Learner(dtype="float32", micro_batch_tokens=60)
 
@@ -96,6 +96,22 @@ def test_new_weights_give_the_scores_of_the_new_policy(tiny_checkpoint, pairs):
 
 
 def test_weights_of_another_model_are_refused_and_the_version_stays(reference):
-    with pytest.raises(CheckpointError, match="differ in"):
+    with pytest.raises(CheckpointError, match="does not fit the policy"):
         reference.load_weights(9, {"other": np.zeros(1, np.float32)})
     assert reference.version == 0
+
+
+def test_a_reference_in_the_middle_of_an_update_scores_nothing(reference, pairs):
+    rows, media = pairs
+    weights = {name: to_array(w) for name, w in reference.policy.trainable().items()}
+    first, *others = buckets(weights.items(), 100_000)
+    assert others
+    reference.begin_update(Manifest.of(4, weights))
+    reference.take(first)
+    with pytest.raises(VeripoError, match="update after version 0 failed"):
+        reference.attach(rows, media)
+    with pytest.raises(VeripoError, match="ended without"):
+        reference.finish_update()
+    reference.load_weights(4, weights)
+    assert reference.version == 4
+    reference.attach(rows, media)

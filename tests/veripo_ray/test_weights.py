@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from veripo_ray.errors import CheckpointError
-from veripo_ray.weights import load_into, to_array, to_tensor
+from veripo_ray.errors import CheckpointError, VeripoError
+from veripo_ray.weights import Manifest, Update, buckets, shapes_of, to_array, to_tensor
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -39,27 +38,49 @@ def test_other_dtypes_are_refused():
         to_tensor(np.zeros(2, np.int32))
 
 
-def test_a_snapshot_fills_a_model_of_another_dtype():
-    model = nn.Linear(3, 2).bfloat16()
-    wanted = {"weight": torch.ones(2, 3), "bias": torch.full((2,), 0.5)}
-    load_into(dict(model.named_parameters()), {n: to_array(w) for n, w in wanted.items()})
-    assert torch.equal(model.weight, wanted["weight"].bfloat16())
-    assert torch.equal(model.bias, wanted["bias"].bfloat16())
+WEIGHTS = {
+    name: np.full(shape, n, np.float32)
+    for n, (name, shape) in enumerate({"a": (2, 3), "b": (6,), "c": (1,), "d": (2, 9)}.items())
+}
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("size", "cut"),
+    [(4, ["a", "b", "c", "d"]), (50, ["ab", "c", "d"]), (60, ["abc", "d"]), (999, ["abcd"])],
+)
+def test_buckets_keep_the_order_and_no_more_than_their_size_but_for_a_larger_weight(size, cut):
+    assert ["".join(bucket) for bucket in buckets(WEIGHTS.items(), size)] == cut
+
+
+def test_an_update_is_whole_when_all_that_was_announced_has_come():
+    update = Update(Manifest.of(3, WEIGHTS), shapes_of(WEIGHTS))
+    first, *others = buckets(WEIGHTS.items(), 60)
+    update.arrived(shapes_of(first))
+    with pytest.raises(VeripoError, match="version 3 ended without 1 weights, first 'd'"):
+        update.require_whole()
+    for bucket in others:
+        update.arrived(shapes_of(bucket))
+    update.require_whole()
+
+
+@pytest.mark.parametrize(
+    ("bucket", "problem"),
     [
-        (lambda weights: weights.pop("bias"), "'bias'"),
-        (lambda weights: weights.update(extra=np.zeros(1, np.float32)), "'extra'"),
-        (lambda weights: weights.update(bias=np.zeros(3, np.float32)), r"'bias' has shape \(3,\)"),
+        ({"e": (1,)}, "e is unknown"),
+        ({"a": (3, 2)}, r"a is \(3, 2\) instead of \(2, 3\)"),
+        ({"b": (6,)}, "b is unknown"),  # for the second time
     ],
 )
-def test_a_snapshot_that_does_not_fit_changes_nothing(change, named):
-    model = nn.Linear(3, 2)
-    before = model.weight.detach().clone()
-    weights = {name: to_array(torch.zeros_like(w)) for name, w in model.named_parameters()}
-    change(weights)
-    with pytest.raises(CheckpointError, match=named):
-        load_into(dict(model.named_parameters()), weights)
-    assert torch.equal(model.weight, before)
+def test_a_bucket_of_something_else_than_was_announced_is_refused(bucket, problem):
+    update = Update(Manifest.of(3, WEIGHTS), shapes_of(WEIGHTS))
+    update.arrived({"b": (6,)})
+    with pytest.raises(CheckpointError, match=problem):
+        update.arrived(bucket)
+
+
+def test_a_manifest_of_other_weights_than_ones_own_is_refused():
+    mine = {"a": (2, 3), "b": (7,), "f": (1,)}
+    with pytest.raises(
+        CheckpointError, match=r"in 4 weights: b is \(6,\) instead .*; c is unknown"
+    ):
+        Update(Manifest.of(3, WEIGHTS), mine)

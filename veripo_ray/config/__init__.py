@@ -22,6 +22,7 @@ from veripo_ray.config.run import (
     SftPhase,
     TinyWorldData,
     Video,
+    transport_problems,
 )
 from veripo_ray.config.tracking import Tracking, Wandb
 from veripo_ray.config.verifier import (
@@ -37,6 +38,7 @@ from veripo_ray.config.verifier import (
     judge_problems,
     wants_vllm,
 )
+from veripo_ray.config.weights import TransportName, Weights
 
 __all__ = [
     "Checks",
@@ -70,11 +72,14 @@ __all__ = [
     "SftPhase",
     "TinyWorldData",
     "Tracking",
+    "TransportName",
     "Verifier",
     "Video",
     "VllmJudge",
     "Wandb",
+    "Weights",
     "YesNo",
     "judge_problems",
+    "transport_problems",
     "wants_vllm",
 ]

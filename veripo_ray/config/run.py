@@ -16,6 +16,7 @@ from veripo_ray.config.base import Count, DType, Fraction, Positive, Settings
 from veripo_ray.config.placement import Placement
 from veripo_ray.config.tracking import Tracking
 from veripo_ray.config.verifier import JudgeName, Pairs, Verifier, judge_problems, wants_vllm
+from veripo_ray.config.weights import TransportName, Weights
 from veripo_ray.storage import is_uri, local_folder
 
 
@@ -282,6 +283,7 @@ class Run(Settings):
     rollout: Rollout = Rollout()
     learner: Learner = Learner()
     placement: Placement = Placement()
+    weights: Weights = Weights()
     verifier: Verifier = Verifier()
     pairs: Pairs = Pairs()
     curriculum: Curriculum = Curriculum()
@@ -304,6 +306,15 @@ class Run(Settings):
         """The judge that evaluates and takes no part in curation; None where it is the same one."""
         judge = self.evaluation.judge
         return None if judge == self.verifier.judge else judge
+
+    @property
+    def transport(self) -> TransportName:
+        """How weights travel to the rollout workers, once the device is known."""
+        if self.weights.transport != "auto":
+            return self.weights.transport
+        if self.device != "cuda":
+            return "object_store"
+        return "cuda_ipc" if self.placement.layout == "colocated" else "nccl"
 
     @property
     def judges(self) -> tuple[JudgeName, ...]:
@@ -344,6 +355,7 @@ class Run(Settings):
             *_worker_problems(self),
             *_judge_problems(self),
             *_layout_problems(self),
+            *transport_problems(self),
         ]
         if problems:
             raise ValueError("\n  ".join(problems))
@@ -452,6 +464,20 @@ def _worker_problems(run: Run) -> list[str]:
 def _judge_problems(run: Run) -> list[str]:
     found = [p for name in run.judges for p in judge_problems(name, run.verifier.judges)]
     return [f"verifier.{problem}" for problem in dict.fromkeys(found)]
+
+
+def transport_problems(run: Run) -> list[str]:
+    """Why weights cannot travel as they are told to; to be asked again when the device is known."""
+    name, layout = run.weights.transport, run.placement.layout
+    if name in ("nccl", "cuda_ipc") and run.device == "cpu":
+        what = f"weights.transport = {name} goes from GPU to GPU, and device = cpu"
+    elif name == "cuda_ipc" and layout == "separate":
+        what = "weights.transport = cuda_ipc stays within a GPU, and placement.layout = separate"
+    elif name == "nccl" and layout == "colocated":
+        what = "weights.transport = nccl needs a GPU a process, and placement.layout = colocated"
+    else:
+        return []
+    return [f"{what}; leave it out, and the one that fits is taken"]
 
 
 def _layout_problems(run: Run) -> list[str]:

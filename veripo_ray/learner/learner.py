@@ -7,9 +7,9 @@ does not depend on the number of ranks, nor on how examples are cut into micro-b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ from veripo_ray.learner.examples import Example, TrainGroup, TrainPair, rounds
 from veripo_ray.learner.objectives import DpoObjective, GrpoObjective, Stats
 from veripo_ray.policy import lora as low_rank
 from veripo_ray.policy.grouped import Packed, micro_batches, response_logprobs
-from veripo_ray.policy.lora import Weight
 from veripo_ray.policy.media import Media
 from veripo_ray.policy.qwen_vl import QwenVL
 from veripo_ray.precision import gap_error
-from veripo_ray.weights import Snapshot, to_array
+from veripo_ray.weights import Manifest, Snapshot, buckets, to_array
 
+T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Objective = Callable[[Sequence[int], list[list[Tensor]]], tuple[Tensor, Stats]]
 
@@ -247,24 +247,42 @@ class Learner:
             scores += [[row.cpu().numpy() for row in group] for group in part]
         return scores
 
-    def weights(self) -> Snapshot:
-        """A copy of the weights that a step changes under checkpoint names on rank 0, {} on the
-        others; adapters are merged in.
+    def manifest(self) -> Manifest:
+        """What `each_weight` will yield. Every rank can tell; nothing is gathered for it."""
+        parts = {name: weight.parts[0] for name, weight in self.policy.published().items()}
+        shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in parts.items()}
+        return Manifest(self.version, self.cfg.dtype, shapes)
+
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight that a step changes, under its checkpoint name, whole, on this device;
+        adapters are merged in. Good only until the next is asked for, and not to be written to.
 
         Collective under ZeRO-3, where a few layers at a time are gathered.
         """
-        return self._copies(self.policy.published())
+        for name, weight in self.engine.each_whole(self.policy.published()):
+            yield name, weight.value()
+
+    def buckets(self, size: int) -> Iterator[Snapshot]:
+        """The same on rank 0, in buckets of `size` bytes in host memory, to be sent before the next
+        is asked for; nothing on the others. Collective like `each_weight`."""
+        passing = self.engine.stage == 3  # a gathered weight goes when its neighbours come
+        arrays = (
+            (name, to_array(w, copy=passing)) for name, w in self._on_first(self.each_weight())
+        )
+        yield from buckets(arrays, size)
+
+    def weights(self) -> Snapshot:
+        """A copy of all of them on rank 0, {} on the others. Collective like `each_weight`."""
+        return {name: to_array(weight) for name, weight in self._on_first(self.each_weight())}
 
     def adapters(self) -> Snapshot:
         """A copy of the adapters' own weights, by transformers' names; otherwise as `weights`."""
-        return self._copies(self.policy.adapters())
+        each = self.engine.each_whole(self.policy.adapters())
+        return {name: to_array(weight.value()) for name, weight in self._on_first(each)}
 
-    def _copies(self, weights: Mapping[str, Weight]) -> Snapshot:
-        snapshot: Snapshot = {}
-        for name, weight in self.engine.each_whole(weights):
-            if self.rank == 0:
-                snapshot[name] = to_array(weight.value())
-        return snapshot
+    def _on_first(self, each: Iterator[T]) -> Iterator[T]:
+        """What is gathered by all ranks, as far as this one keeps it."""
+        return (item for item in each if self.rank == 0)
 
     def save(self, folder: str | Path) -> None:
         """Write `folder`/hf (which transformers and vLLM load), with LoRA `folder`/adapter (which

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from veripo_ray import config
+from veripo_ray.config import TransportName
 from veripo_ray.errors import ConfigError, DataError
 from veripo_ray.policy.media import Media, Spec
 from veripo_ray.sampler.inputs import multi_modal_data
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 GREEDY_BELOW = 0.01  # a temperature between 0 and this vLLM would raise to this, without an error
 BAN = -100.0  # the strongest logit bias it takes; a probability of 1e-44 beside an equal logit
+TRANSFERS = {"nccl": "nccl", "cuda_ipc": "ipc"}  # what vLLM calls its own ways of weights
 CPU_BLOCK = 32  # tokens a block of the KV cache; with 128 shorter prompts would share nothing
 
 
@@ -53,7 +56,8 @@ class Engine:
     """A running vLLM engine. Whatever `step` raises, the engine is not to be used after it.
 
     tower: whether it has the vision tower, and takes frames instead of features. sleeps: whether it
-    shares its GPU, and `sleep` and `wake` are wanted.
+    shares its GPU, and `sleep` and `wake` are wanted. transport: makes it ready for vLLM's own
+    weight transfer.
     """
 
     def __init__(
@@ -66,13 +70,16 @@ class Engine:
         seed: int,
         tower: bool = False,
         sleeps: bool = False,
+        transport: TransportName = "object_store",
     ) -> None:
         set_environment(cfg, device)
         from vllm import EngineArgs
+        from vllm.config import WeightTransferConfig
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        self._spec = spec
         self._can_sleep = sleeps and device != "cpu"
+        self._spec, self._updating = spec, False
+        backend = TRANSFERS.get(transport)
         most = cfg.max_model_len if tower else 0  # of frames in a prompt: no tower is loaded for 0
         self._vllm = LLMEngine.from_engine_args(
             EngineArgs(
@@ -98,6 +105,7 @@ class Engine:
                 mm_processor_kwargs={"do_resize": False} if tower else None,
                 worker_extension_cls="" if tower else _extension(spec),
                 mm_processor_cache_gb=0,  # the object store has the media; keep no copies
+                weight_transfer_config=backend and WeightTransferConfig(backend=backend),
                 logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
                 generation_config="vllm",
                 use_tqdm_on_load=False,
@@ -174,18 +182,50 @@ class Engine:
         """Seed the draws of what is added from now on."""
         self._vllm.collective_rpc(_seed, args=(seed,))
 
-    def replace_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Load weights in place (a `veripo_ray.weights` snapshot), then drop all that the old ones
-        computed: keys and values, and the embeddings of media.
+    def take(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Load these weights in place, each of the model's once until `finish_update`.
 
-        Raises RuntimeError when something of the old weights is still in use. After any error the
-        weights may be old, new or mixed.
+        After any error the weights may be old, new or mixed.
         """
-        self._vllm.collective_rpc(_reload, args=(dict(weights),))
+        self._load(_take, dict(weights))
+
+    def receive(self, told: Mapping[str, Any]) -> None:
+        """As `take`, of weights that vLLM's weight transfer brings. told: its update info."""
+        self._load(_receive, dict(told))
+
+    def _load(self, load: Callable[..., None], what: dict[str, Any]) -> None:
+        if not self._updating:
+            self._vllm.collective_rpc(_begin_update)
+            self._updating = True
+        self._vllm.collective_rpc(load, args=(what,))
+
+    def finish_update(self) -> None:
+        """Put the loaded weights to use, and drop all that the old ones computed: keys and values,
+        and the embeddings of media.
+
+        Raises RuntimeError when something of the old weights is still in use.
+        """
+        self._updating = False
+        self._vllm.collective_rpc(_finish_update)
         if not self._vllm.reset_prefix_cache():
             raise RuntimeError("the prefix cache is in use and was not reset")
         self._vllm.reset_mm_cache()
         self._vllm.reset_encoder_cache()
+
+    def abandon_update(self) -> None:
+        """Forget an update that was not finished. vLLM collects the tensors of a layer until it has
+        all of them: the next attempt would count some twice, and stop before the last ones."""
+        if self._updating:
+            self._updating = False
+            self._vllm.collective_rpc(_finish_update)
+
+    def connect(self, info: Mapping[str, Any]) -> None:
+        """Meet the sender of vLLM's weight transfer; after another one, if need be."""
+        self.disconnect()
+        self._vllm.collective_rpc("init_weight_transfer_engine", args=(dict(info),))
+
+    def disconnect(self) -> None:
+        self._vllm.collective_rpc("shutdown_weight_transfer_engine")
 
     def sleep(self, level: int) -> None:
         """Give the GPU's memory back, keys and values with it. Level 1: weights wait in the
@@ -265,22 +305,39 @@ def _seed(_worker: Any, seed: int) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002 (on a GPU vLLM draws its own seeds from this one)
 
 
-def _reload(worker: Any, weights: Mapping[str, np.ndarray]) -> None:
-    """Load weights in a worker of the engine's, one tensor at a time.
+def _begin_update(worker: Any) -> None:
+    """In a worker of the engine's: make it ready to load weights layer by layer."""
+    from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
-    vLLM collects the tensors of a layer until it has all of them. When loading fails half-way, it
-    must drop what it has collected, or the next attempt would count tensors twice and stop before
-    the last ones.
-    """
+    with _config_of(worker):
+        initialize_layerwise_reload(worker.get_model())
+
+
+def _take(worker: Any, weights: Mapping[str, np.ndarray]) -> None:
+    with _config_of(worker):
+        worker.get_model().load_weights((name, to_tensor(a)) for name, a in weights.items())
+
+
+def _receive(worker: Any, told: dict[str, Any]) -> None:
+    with _config_of(worker):
+        worker.weight_transfer_engine.update_weights(told)
+
+
+def _finish_update(worker: Any) -> None:
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
-    named = ((name, to_tensor(array)) for name, array in weights.items())
-    try:
-        worker.reload_weights(weights_iterator=named)
-    except Exception:
-        finalize_layerwise_reload(worker.get_model(), worker.model_config)
-        raise
+    with _config_of(worker):
+        if transfer := worker.weight_transfer_engine:
+            transfer.finish_weight_update()  # the same, and lets go of memory that is shared
+        else:
+            finalize_layerwise_reload(worker.get_model(), worker.model_config)
     _repack_head(worker.get_model())
+
+
+def _config_of(worker: Any) -> AbstractContextManager[Any]:
+    from vllm.config import set_current_vllm_config
+
+    return set_current_vllm_config(worker.vllm_config)
 
 
 def _repack_head(model: Any) -> None:

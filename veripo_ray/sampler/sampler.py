@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from veripo_ray import config
-from veripo_ray.errors import CheckpointError, DataError, EngineError, VeripoError
+from veripo_ray.config import TransportName
+from veripo_ray.errors import DataError, EngineError, VeripoError
 from veripo_ray.policy.folder import TOWER, load_tokenizer
 from veripo_ray.policy.lora import changes
 from veripo_ray.policy.qwen_vl import read_spec
 from veripo_ray.records import Rollout
 from veripo_ray.sampler.engine import Answer, Completion, Engine, seeded
 from veripo_ray.sampler.requests import Sampled, SampleRequest, checked_prompt
+from veripo_ray.weights import Manifest, Shapes, Update, shapes_of, stale_error
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -64,6 +66,7 @@ class Sampler:
     the vision tower learns; requests then come with frames, and weights with the tower's. lora:
     the learner's; weights then come without those that rest. sleeps: whether it shares its GPU.
     asleep: what of the engine gave its memory back; nothing is sampled until all is awake.
+    transport: how weights may come beside the object store.
     """
 
     def __init__(
@@ -77,17 +80,26 @@ class Sampler:
         tower: bool = False,
         lora: config.Lora | None = None,
         sleeps: bool = False,
+        transport: TransportName = "object_store",
     ) -> None:
         self.cfg, self.version, self.tower = cfg, version, tower
         self.spec = read_spec(checkpoint)
         self.tokenizer = load_tokenizer(checkpoint)
         self.state, self.stats = State.READY, Stats()
         self._weights = _weights_that_learn(checkpoint, tower, lora)
+        self._update: Update | None = None
         self._in_flight: dict[str, np.ndarray] = {}  # expanded prompts by request id
         self._sampling = False
         self.asleep: frozenset[str] = frozenset()
         self._engine = Engine(
-            checkpoint, self.spec, cfg, device=device, seed=seed, tower=tower, sleeps=sleeps
+            checkpoint,
+            self.spec,
+            cfg,
+            device=device,
+            seed=seed,
+            tower=tower,
+            sleeps=sleeps,
+            transport=transport,
         )
 
     # --- sampling -------------------------------------------------------------------------------
@@ -261,20 +273,69 @@ class Sampler:
 
     # --- weights --------------------------------------------------------------------------------
 
-    def load_weights(self, version: int, weights: Mapping[str, np.ndarray]) -> None:
-        """Replace the weights that learn in place, and drop what the old ones computed.
+    def begin_update(self, manifest: Manifest) -> None:
+        """Make ready for new weights.
 
-        weights: a `veripo_ray.weights` snapshot of every weight that learns, by checkpoint name;
-        with LoRA of those that `policy.lora.changes`. Raises CheckpointError, with nothing changed,
-        when one is missing, unknown or of another shape. Any failure after that leaves the sampler
-        STALE.
+        manifest: has to announce every weight that learns, by checkpoint name (with LoRA:
+        `policy.lora.changes`). Raises CheckpointError, with nothing changed, when one is missing,
+        unknown or of another shape, and VeripoError in the middle of a `sample`. From the first
+        weight on the sampler is STALE, until `finish_update` succeeds.
         """
         self._refuse_unless_ready(stale_will_do=True, awake={WEIGHTS})
-        _check_weights(weights, self._weights)
+        self._abandon()
+        self._update = Update(manifest, self._weights)
+
+    def take(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Replace these weights in place: a bucket of `veripo_ray.weights`, each weight once."""
+        self._replace(shapes_of(weights), lambda: self._engine.take(weights))
+
+    def receive(self, told: Mapping[str, Any]) -> None:
+        """As `take`, of weights that vLLM's own transfer brings. told: its update info."""
+        shapes = {n: tuple(shape) for n, shape in zip(told["names"], told["shapes"], strict=True)}
+        self._replace(shapes, lambda: self._engine.receive(told))
+
+    def _replace(self, shapes: Shapes, load: Callable[[], None]) -> None:
+        self._refuse_unless_ready(stale_will_do=True, awake={WEIGHTS})
+        if self._update is None:
+            raise VeripoError("weights came without an update", fix="begin one first")
         self.state = State.STALE
-        self._engine.replace_weights(weights)
-        self.state, self.version = State.READY, version
+        try:
+            self._update.arrived(shapes)
+            load()
+        except Exception:
+            self._abandon()
+            raise
+
+    def finish_update(self) -> None:
+        """All weights have come: drop what the old ones computed, and sample from the new ones."""
+        if self._update is None:
+            raise VeripoError("no update has begun", fix="begin one first")
+        try:
+            self._update.require_whole()
+            self._engine.finish_update()
+        except Exception:
+            self._abandon()
+            raise
+        self.state, self.version, self._update = State.READY, self._update.version, None
         self.stats.weight_updates += 1
+
+    def load_weights(self, version: int, weights: Mapping[str, np.ndarray]) -> None:
+        """A whole update from a snapshot."""
+        self.begin_update(Manifest.of(version, weights))
+        self.take(weights)
+        self.finish_update()
+
+    def connect(self, info: Mapping[str, Any]) -> None:
+        """Meet the sender of vLLM's own transfer. info: its init info."""
+        self._engine.connect(info)
+
+    def disconnect(self) -> None:
+        self._engine.disconnect()
+
+    def _abandon(self) -> None:
+        """An update that will not be finished leaves nothing in the way of the next one."""
+        self._update = None
+        self._engine.abandon_update()
 
     def sleep(self, level: int = 1) -> None:
         """Give the GPU to others; sleeping on changes nothing. Level 1 keeps the weights in the
@@ -314,11 +375,7 @@ class Sampler:
                 f"the sampler's {' and '.join(sorted(sleeping))} are asleep", fix="wake them first"
             )
         if self.state is State.STALE and not stale_will_do:
-            raise VeripoError(
-                f"the weight update after version {self.version} failed or is still to come, and "
-                "nothing is sampled from weights that may be half old, half new",
-                fix="repeat load_weights, or start a new rollout worker",
-            )
+            raise stale_error(self.version, "rollout worker")
 
 
 def _weights_that_learn(
@@ -334,22 +391,3 @@ def _weights_that_learn(
                 if tower if name.startswith(TOWER) else changes(name, lora):
                     shapes[name] = tuple(file.get_slice(name).get_shape())
     return shapes
-
-
-def _check_weights(
-    weights: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]
-) -> None:
-    given = {name: tuple(array.shape) for name, array in weights.items()}
-    problems = [f"{name} is missing" for name in wanted.keys() - given.keys()]
-    problems += [f"{name} is unknown" for name in given.keys() - wanted.keys()]
-    problems += [
-        f"{name} is {given[name]} instead of {wanted[name]}"
-        for name in wanted.keys() & given.keys()
-        if given[name] != wanted[name]
-    ]
-    if problems:
-        listed = "; ".join(sorted(problems)[:5])
-        raise CheckpointError(
-            f"a weight update does not fit the policy in {len(problems)} weights: {listed}",
-            fix="learner and rollout workers must start from the same checkpoint",
-        )
