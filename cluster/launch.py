@@ -58,6 +58,8 @@ def train(run: config.Run, *, resume: bool, overwrite: bool, dry_run: bool) -> i
             return _only_check(run, resume=resume)
         kept.arrive(run, resume=resume, overwrite=overwrite)
         preflight.check_output(run, resume=resume, overwrite=overwrite)
+        if overwrite and ray.is_initialized():
+            _refuse_beside(_earlier(run), run)
         _make_room(run.output, resume=resume, overwrite=overwrite)
         if resume:
             _check_same_run(run)
@@ -192,19 +194,32 @@ def follow_to_the_end(
 def _make_way(run: config.Run, *, resume: bool) -> None:
     """An attempt that is still at work here ends with a checkpoint, and this one goes on from it.
     One that does not come to an end is ended: its last checkpoint stands."""
-    try:
-        earlier = ray.get_actor(_name(run))
-    except ValueError:
-        return
+    earlier = _earlier(run)
     if not resume:
-        raise ResourceError(
-            f"a run with the output {run.output} goes on in this cluster already",
-            fix="wait for it, take over with --resume, or give another --output",
-        )
+        _refuse_beside(earlier, run)
+    if earlier is None:
+        return
     _say("an earlier attempt at this run is still at work; waiting for its checkpoint")
     if not ray.wait([earlier.retire.remote()], timeout=RETIRE_S)[0]:
         _say(f"it did not stop within {RETIRE_S:g} s and is ended; {_to_go_on_from(run)}")
     ray.kill(earlier)
+
+
+def _earlier(run: config.Run) -> Any | None:
+    """The coordinator of an attempt at this run that goes on in the cluster."""
+    try:
+        return ray.get_actor(_name(run))
+    except ValueError:
+        return None
+
+
+def _refuse_beside(earlier: Any | None, run: config.Run) -> None:
+    """Before anything of its folder is deleted."""
+    if earlier is not None:
+        raise ResourceError(
+            f"a run with the output {run.output} goes on in this cluster already",
+            fix="wait for it, take over with --resume, or give another --output",
+        )
 
 
 def _write_config(run: config.Run) -> None:
