@@ -111,6 +111,7 @@ class Coordinator:
                 await self._evaluate(phase.phase)
                 self.state.next_phase(self._iteration_after())
                 await self._save()
+            await self.judging.drain()  # verdicts of a last grpo phase are asked by no pair
             self.book.finish()
             return "finished"
         except Stopped:

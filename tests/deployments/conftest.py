@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
+from deployments import serving
 from deployments.endpoint import Endpoint
 from deployments.settings import Args
 from veripo_ray.verifier import judges
@@ -55,3 +57,13 @@ def local() -> Callable[..., Local]:
         return Local(args or Args(), **more)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def serve_address(ray_session: str) -> tuple[str, int]:
+    """Where this session's Serve listens: a port of its own, since tests run in several processes
+    and two Serves on one port would answer in turns."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return serving._running_address() or serving._start_serve("127.0.0.1", port)

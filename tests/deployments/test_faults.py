@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import threading
 import time
 from collections import Counter
@@ -23,7 +22,7 @@ import pytest
 import ray
 from ray import serve
 
-from deployments import serving, verifier
+from deployments import verifier
 from veripo_ray.records import Kind
 from veripo_ray.verifier.client import VerifierClient
 from veripo_ray.verifier.verify import Item
@@ -102,18 +101,12 @@ def app(ray_session: str, judge: JudgeServer) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def url(app: dict[str, Any]) -> Iterator[str]:
-    host, port = serving._running_address() or serving._start_serve("127.0.0.1", free_port())
+def url(serve_address: tuple[str, int], app: dict[str, Any]) -> Iterator[str]:
+    host, port = serve_address
     serve.run(verifier.build(app), name=NAME, route_prefix=f"/{NAME}")
     yield f"http://{host}:{port}/{NAME}"
     if NAME in serve.status().applications:
         serve.delete(NAME)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(autouse=True)

@@ -76,7 +76,7 @@ def cfg(checkpoint: Path) -> config.VllmJudge:
 
 
 @pytest.fixture(scope="module")
-def handle(ray_session: str, cfg: config.VllmJudge) -> Iterator[object]:
+def handle(serve_address: tuple[str, int], cfg: config.VllmJudge) -> Iterator[object]:
     from ray import serve
 
     yield serve.run(judge.bind(cfg), name=APP, route_prefix=None)
