@@ -181,7 +181,8 @@ class Coordinator:
                 await self.agreement.measure(tasks)
                 if not self.state.stages:
                     await self._begin_samples(task.question for task in tasks[:SHOWN_SAMPLES])
-            self.book.show(phase="evaluation", step=answered, steps=sum(map(len, batches)))
+            steps = sum(map(len, batches))
+            self.book.show(phase="evaluation", step=answered, steps=steps, message="")
             answers = [g async for g in self.team.evaluate(tasks, cfg, f"eval.{answered}")]
             judged = await judge_groups(self.examiner, answers)
             figures.add(answers, judged)
