@@ -15,6 +15,7 @@ import ray
 from actors.calls import result_of, results_of
 from actors.dealing import Dealer, Dealt
 from actors.encoder import Encoder
+from actors.examples import train_group, train_pair
 from actors.feed import Task
 from actors.learner import LearnerRank
 from actors.pairing import as_shard
@@ -26,12 +27,10 @@ from actors.turns import Turns
 from actors.workers import Workers
 from veripo_ray import codec, config
 from veripo_ray.errors import LostError, ResourceError, StorageError
-from veripo_ray.learner import TrainGroup, TrainPair
-from veripo_ray.objectives.advantages import group_advantages
 from veripo_ray.placement import Role
 from veripo_ray.policy.prompting import build_prompt
 from veripo_ray.policy.qwen_vl import load_tokenizer, read_spec
-from veripo_ray.precision import gap_error
+from veripo_ray.precision import gap_error, largest_gap
 from veripo_ray.records import Group, Pair, Question
 from veripo_ray.video.decode import Clip
 
@@ -303,7 +302,7 @@ class Team:
         if phase.kl_coef:
             parts = await self._by_reference("reference_logprobs", groups, wanted)
             reference = {id_: rows for part in parts for id_, rows in part.items()}
-        rows = ray.put([_train_group(group, phase, reference, proximal) for group in groups])
+        rows = ray.put([train_group(group, phase, reference, proximal) for group in groups])
         await self._before_step()
         async with self._turns.learning(updates=True):
             steps = [rank.grpo_step.remote([rows], wanted, phase, max_gap) for rank in self.ranks]
@@ -314,7 +313,7 @@ class Team:
     ) -> dict[str, list[np.ndarray]]:
         """Log-probabilities of every response under the learner's present weights, by group id;
         every rank takes its share of the groups."""
-        rows = ray.put([_train_group(group, phase, None, {}) for group in groups])
+        rows = ray.put([train_group(group, phase, None, {}) for group in groups])
         async with self._turns.learning():
             calls = [rank.score.remote([rows], features) for rank in self.ranks]
             parts = await self._all(calls, "scoring by the learner")
@@ -323,7 +322,7 @@ class Team:
     async def dpo_step(
         self, pairs: Sequence[Pair], features: Mapping[str, Any], phase: config.Dpo
     ) -> dict[str, float]:
-        rows = ray.put([_train_pair(pair) for pair in pairs])
+        rows = ray.put([train_pair(pair) for pair in pairs])
         await self._before_step()
         async with self._turns.learning(updates=True):
             steps = [rank.dpo_step.remote([rows], features, phase) for rank in self.ranks]
@@ -439,7 +438,7 @@ class Team:
         async with self._turns.learning():
             calls = [rank.logprobs.remote(groups, features) for rank in self.ranks]
             scores = (await self._all(calls, "scoring by the learner"))[0]
-        gaps = {group.id: _gap(scores[group.id], group) for group in groups}
+        gaps = {group.id: largest_gap(scores[group.id], group) for group in groups}
         worst = max(gaps, key=lambda id_: gaps[id_])
         if not gaps[worst] <= limit:
             raise gap_error(worst, gaps[worst], limit)
@@ -463,42 +462,3 @@ class Team:
         for actor in self._others:
             ray.kill(actor)
         self.seats.release()
-
-
-def _gap(scores: Sequence[np.ndarray], group: Group) -> float:
-    """The largest difference of a token's log-probability; NaN counts as infinite."""
-    both = zip(scores, group.rollouts, strict=True)
-    gaps = [np.abs(ours - rollout.logprobs).max(initial=0.0) for ours, rollout in both]
-    return float(np.nan_to_num(gaps, nan=np.inf).max())
-
-
-def _train_group(
-    group: Group,
-    phase: config.Grpo,
-    reference: Mapping[str, Sequence[np.ndarray]] | None,
-    proximal: Mapping[str, Sequence[np.ndarray]],
-) -> TrainGroup:
-    rewards = [reward.total for reward in group.rewards]
-    return TrainGroup(
-        id=group.id,
-        prompt_ids=group.prompt_ids,
-        responses=[rollout.token_ids for rollout in group.rollouts],
-        old_logprobs=[rollout.logprobs for rollout in group.rollouts],
-        advantages=group_advantages(rewards, phase.advantage),
-        ref_logprobs=reference[group.id] if reference else None,
-        proximal_logprobs=proximal.get(group.id),
-    )
-
-
-def _train_pair(pair: Pair) -> TrainPair:
-    chosen, rejected = pair.chosen.reference_logprob, pair.rejected.reference_logprob
-    assert chosen is not None, f"pair {pair.id} came past the reference"
-    assert rejected is not None, f"pair {pair.id} came past the reference"
-    return TrainPair(
-        id=pair.id,
-        prompt_ids=pair.prompt_ids,
-        chosen=pair.chosen.token_ids,
-        rejected=pair.rejected.token_ids,
-        reference_chosen=chosen,
-        reference_rejected=rejected,
-    )

@@ -1,8 +1,20 @@
-"""What to say when rollout worker and learner disagree about the same tokens."""
+"""How far rollout worker and learner disagree about the same tokens, and what to say of it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from veripo_ray.errors import PrecisionError
+from veripo_ray.records import Group
+
+
+def largest_gap(scores: Sequence[np.ndarray], group: Group) -> float:
+    """The largest difference of a token's log-probability; NaN counts as infinite."""
+    both = zip(scores, group.rollouts, strict=True)
+    gaps = [np.abs(ours - rollout.logprobs).max(initial=0.0) for ours, rollout in both]
+    return float(np.nan_to_num(gaps, nan=np.inf).max())
 
 
 def gap_error(group_id: str, gap: float, limit: float) -> PrecisionError:

@@ -59,7 +59,13 @@ def _override(settings: Any, item: str) -> None:
     key, equals, _ = item.partition("=")
     if not (key and equals):
         raise ConfigError(f"{item!r} is not an override", fix="write key=value, as in grpo.lr=1e-6")
-    value = OmegaConf.select(OmegaConf.from_dotlist([item]), key)
+    try:
+        value = OmegaConf.select(OmegaConf.from_dotlist([item]), key)
+    except YAMLError as error:
+        raise ConfigError(
+            f"the value of {item!r} cannot be read: {error}",
+            fix="write it as YAML, and quote it for the shell: 'learner.lora={rank: 8}'",
+        ) from None
     try:
         OmegaConf.update(settings, key, value, merge=True)
     except (IndexError, TypeError, ValueError, OmegaConfBaseException) as error:

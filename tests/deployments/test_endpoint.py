@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import httpx
 import msgpack
@@ -239,17 +240,22 @@ def test_what_is_beyond_a_replicas_items_is_refused_but_the_largest_request_is_n
     assert asyncio.run(ask()) == [200, 429, 200]
 
 
+async def slow_items(here: Any, judge: Waiting) -> None:
+    """Let the endpoint see that an item takes 30 ms."""
+    slow = asyncio.create_task(here.apost("/v1/verify", {"items": [ROW] * 10}))
+    await judge.until(10)
+    await asyncio.sleep(0.3)
+    judge.go.set()
+    await slow
+    judge.go.clear()
+
+
 def test_who_would_wait_too_long_is_refused_at_once_and_admitted_when_the_work_is_done(local):
     judge = Waiting()
 
     async def ask() -> list[httpx.Response]:
         here = local(Args(max_wait_s=1.0), judge=judge)
-        slow = asyncio.create_task(here.apost("/v1/verify", {"items": [ROW] * 10}))
-        await judge.until(10)
-        await asyncio.sleep(0.3)  # 30 ms an item
-        judge.go.set()
-        await slow
-        judge.go.clear()
+        await slow_items(here, judge)
         many = asyncio.create_task(here.apost("/v1/verify", {"items": [ROW] * 100}))
         await judge.until(74)
         refused = await here.apost("/v1/verify", b"not even read")
@@ -267,12 +273,7 @@ def test_of_requests_that_come_at_once_those_are_refused_that_would_wait_for_the
 
     async def ask() -> list[int]:
         here = local(Args(max_wait_s=1.0), judge=judge)
-        slow = asyncio.create_task(here.apost("/v1/verify", {"items": [ROW] * 10}))
-        await judge.until(10)
-        await asyncio.sleep(0.3)  # 30 ms an item
-        judge.go.set()
-        await slow
-        judge.go.clear()
+        await slow_items(here, judge)
         burst = [
             asyncio.create_task(here.apost("/v1/verify", {"items": [ROW] * 50})) for _ in "abc"
         ]

@@ -116,6 +116,7 @@ def test_the_resolved_configuration_reads_back_equal(file: Path, tmp_path: Path)
         ("schedule.9.lr=1", "does not fit the recipe"),
         ("grpo=3", "grpo: expected settings, got 3"),
         ("nonsense", "'nonsense' is not an override"),
+        ("grpo={lr:", "the value of 'grpo={lr:' cannot be read"),
         ("verifier.judge=vllm", "verifier.judges.vllm.model is not set"),
         ("evaluation.judge=openai", "verifier.judges.openai.url and .model are not set"),
         ("learner.lora.targets=[q]", r"learner.lora.targets.0: .*'q_proj'"),

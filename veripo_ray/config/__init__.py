@@ -1,25 +1,27 @@
 """Every setting, typed, with its default and source; checked whole before anything starts."""
 
 from veripo_ray.config.base import Count, DType, Fraction, Positive, Settings
+from veripo_ray.config.phases import (
+    Dpo,
+    DpoPhase,
+    Grpo,
+    GrpoPhase,
+    Lesson,
+    Phase,
+    Sft,
+    SftPhase,
+)
 from veripo_ray.config.placement import Placement
 from veripo_ray.config.run import (
     Curriculum,
     Data,
-    Dpo,
-    DpoPhase,
     Evaluation,
     Features,
-    Grpo,
-    GrpoPhase,
     Learner,
-    Lesson,
     Lora,
-    Phase,
     Prompt,
     Rollout,
     Run,
-    Sft,
-    SftPhase,
     TinyWorldData,
     Video,
     transport_problems,

@@ -127,15 +127,16 @@ def test_after_a_sync_the_tower_is_the_learner_s(
         assert len(patches_seen) == 1  # not from a cache, though the clip is the same
 
 
-def test_without_a_reset_of_the_prefix_cache_the_old_tower_would_go_on_speaking(
-    sampler, policy, frames, request_of, gap, monkeypatch
+@pytest.mark.parametrize("reset", ["reset_prefix_cache", "reset_encoder_cache"])
+def test_without_a_reset_of_the_cache_the_old_tower_would_go_on_speaking(
+    sampler, policy, frames, request_of, gap, monkeypatch, reset
 ):
     request = request_of("q", [frames["slow"]], seed=5, words=60)
     sync(sampler, policy, 3)
     list(sampler.sample([request], **EXPLORE))
     change_tower(policy, 4)
     with monkeypatch.context() as patch:
-        patch.setattr(sampler._engine._vllm, "reset_prefix_cache", lambda: True)
+        patch.setattr(sampler._engine._vllm, reset, lambda: True)
         sync(sampler, policy, 4)
     (group,) = sampler.sample([request], **EXPLORE)
     assert gap(group, request) > 1e-3
@@ -154,19 +155,3 @@ def test_features_are_refused_where_frames_are_wanted(sampler, checkpoint, frame
     features = Tower.load(checkpoint, "cpu", torch.float32).encode([frames["video"]])
     with pytest.raises(DataError, match="'q': features of a video came where the sampler takes f"):
         list(sampler.sample([request_of("q", features)], **EXPLORE))
-
-
-def test_without_a_reset_of_the_encoder_cache_the_old_tower_s_features_would_be_used(
-    sampler, policy, frames, request_of, gap, monkeypatch
-):
-    request = request_of("q", [frames["slow"]], seed=6)
-    list(sampler.sample([request], **EXPLORE))
-    change_tower(policy, 7)
-    with monkeypatch.context() as patch:
-        patch.setattr(sampler._engine._vllm, "reset_encoder_cache", lambda: None)
-        sync(sampler, policy, 7)
-    (group,) = sampler.sample([request], **EXPLORE)
-    assert gap(group, request) > 1e-3
-    sync(sampler, policy, 8)
-    (group,) = sampler.sample([request], **EXPLORE)
-    assert gap(group, request) <= NEAR
