@@ -19,7 +19,7 @@ from veripo_ray.weights import Manifest, Snapshot
 log = logging.getLogger(__name__)
 # Handing a result to Ray costs this process about a millisecond. A model small enough to finish
 # many groups in this time hands them over together; of any other each group goes out at once.
-HOLD_S = 0.05
+HOLD_S = 0.1
 
 
 class RolloutWorker:

@@ -52,6 +52,7 @@ class Team:
         self.run, self.checkpoint, self._tell = run, checkpoint, tell
         self.tokenizer = load_tokenizer(checkpoint)
         self.spec = read_spec(checkpoint)
+        self._nothing = ray.put(())  # the features of all questions without media
         self._dealer = Dealer(run.rollout.max_num_seqs, run.call_timeout_s)
         self._sync = WeightSync(run.weights, run.transport, run.rollout.tensor_parallel)
         self._others: list[Any] = []  # besides the workers, as far as they have been started
@@ -211,7 +212,7 @@ class Team:
         """The bytes of the question's features, and a reference to them; DataError when its media
         cannot be used."""
         if not (question.video or question.images):
-            return 0, ray.put(())
+            return 0, self._nothing
         receipt, features = self.encoder.encode.options(num_returns=2).remote(question)
         size = await self._one(receipt, f"encoding the media of question {question.id!r}")
         return size, features

@@ -299,6 +299,8 @@ class Host(RolloutWorker):
         settings = self.sampler._engine.settings(**own)
         settings.detokenize = texts
         prompts = {request.id: _vllm_prompt(request) for request in self.asked}
+        model = engine.model_executor.driver_worker.get_model()
+        ours = model.__dict__.pop("get_mrope_input_positions")  # bare: as vLLM has it
 
         def work() -> dict[str, Sequence[np.ndarray]]:
             self.sampler._engine.seed(SEED)
@@ -310,7 +312,10 @@ class Host(RolloutWorker):
             assert any(out.text for one in done for out in one.outputs) == texts
             return {one.request_id: [out.token_ids for out in one.outputs] for one in done}
 
-        return self._timed(work)
+        try:
+            return self._timed(work)
+        finally:
+            model.get_mrope_input_positions = ours
 
     def time_transformers(self) -> Turn:
         import torch
@@ -381,11 +386,12 @@ class Leader:
         self.workers = workers.Workers(config.Rollout(), _NobodyElse())
         self.workers.begin([host])
         asked = ray.get(host.questions.remote())
+        nothing = ray.put(())  # of all questions without media, as in a run
         self.tasks = [
             Task(
                 Question(id=request.id, text="?", kind=Kind.NUMERIC, gold="1"),
                 request.prompt_ids,
-                ray.put(request.features),
+                ray.put(request.features) if request.features else nothing,
             )
             for request in asked
         ]

@@ -49,6 +49,8 @@ class _Vector:
         if isinstance(value, bytes | bytearray | memoryview):
             return np.frombuffer(value, dtype=self.dtype)
         array = np.asarray(value)
+        if array.dtype == self.dtype and array.ndim == 1 and array.flags.c_contiguous:
+            return array
         if array.size and array.dtype.kind not in ("iu" if self.item == "integer" else "iuf"):
             raise ValueError(f"expected a list of {self.item}s, got {array.dtype}")
         if array.ndim != 1:

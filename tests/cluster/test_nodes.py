@@ -34,6 +34,8 @@ SETTINGS = (
     "evaluation.questions=8",
 )
 Result = tuple[int, str]
+Places = dict[str, list[str]]  # the nodes of a class's actors, by name
+Lossy = Callable[..., tuple[Path, str, Places]]
 
 
 class Nodes:
@@ -57,14 +59,24 @@ class Nodes:
         """Three nodes, whichever went away before."""
         if not self._whole:
             self.order("add")
+            self._whole = True
+
+    def take_one(self) -> None:
+        """The third node away."""
+        self.order("remove")
+        self._whole = False
+
+    def places(self) -> Places:
+        self.order("where")
+        return self.told["actors"]
 
     def order(self, word: str) -> None:
         assert self._process.stdin
         self._process.stdin.write(f"{word}\n")
         self._process.stdin.flush()
-        self.told, self._whole = self._hear(), word == "add"
+        self.told = self._hear()
 
-    def _hear(self) -> dict[str, str]:
+    def _hear(self) -> dict[str, Any]:
         assert self._process.stdout
         for line in self._process.stdout:
             if line.startswith("{"):
@@ -109,10 +121,11 @@ def lossy(
     start: Callable[..., subprocess.Popen[str]],
     free_port: Callable[[], int],
     tmp_path: Path,
-) -> Callable[..., tuple[Path, str]]:
-    """A run on the three nodes, the third of which goes away after the first step."""
+) -> Lossy:
+    """A run on the three nodes, the third of which goes away after the first step: its folder, what
+    it said, and where its actors sat before that."""
 
-    def run(*changes: str) -> tuple[Path, str]:
+    def run(*changes: str) -> tuple[Path, str, Places]:
         nodes.make_whole()
         output = tmp_path / "run"
         arguments = (*SETTINGS, *changes, "placement.rehearse=true", "device=cpu")
@@ -123,12 +136,13 @@ def lossy(
         )  # fmt: skip
         try:
             _wait(lambda: len(_points(output)) >= 1, process)
-            nodes.order("remove")
+            places = nodes.places()
+            nodes.take_one()
             said, _ = process.communicate(timeout=LIMIT_S)
         finally:
             process.kill()
         assert process.returncode == 0, said
-        return output, said
+        return output, said, places
 
     return run
 
@@ -178,10 +192,23 @@ def _tokens(group: Group) -> list[list[int]]:
 
 
 def test_a_node_with_a_rollout_worker_goes_and_the_run_goes_on(
-    lossy: Callable[..., tuple[Path, str]], one_node: Path
+    lossy: Lossy, one_node: Path
 ) -> None:
     """ZeRO-2, both ranks on one node. Another worker starts where there is room."""
-    output, said = lossy("learner.zero_stage=2")
+    output, said, places = lossy("learner.zero_stage=2")
+    assert places["LearnerRank"] == ["large", "large"]
+    assert "small" in places["RolloutWorker"]
     assert "rollout worker 0 is lost, 1 left" in said
     assert json.loads((output / "summary.json").read_text())["restarts"] == 0
+    _assert_same_results(output, one_node)
+
+
+def test_a_node_with_a_learner_rank_goes_and_the_run_goes_back_to_its_checkpoint(
+    lossy: Lossy, one_node: Path
+) -> None:
+    """ZeRO-3, a rank on each of two nodes. Both start again on the nodes that are left."""
+    output, said, places = lossy("learner.zero_stage=3", "placement.learner=spread")
+    assert places["LearnerRank"] == ["large", "small"]
+    assert "Going back to the last checkpoint, time 1 of max_restarts = 3" in said
+    assert json.loads((output / "summary.json").read_text())["restarts"] == 1
     _assert_same_results(output, one_node)

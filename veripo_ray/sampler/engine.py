@@ -112,6 +112,7 @@ class Engine:
                 disable_log_stats=True,
             )
         )
+        self._vllm.collective_rpc(_share_positions)
 
     @property
     def unfinished(self) -> int:
@@ -161,10 +162,15 @@ class Engine:
         Raises DataError, naming the request, when vLLM refuses it.
         """
         from vllm.exceptions import VLLMError
+        from vllm.inputs.engine import tokens_input
 
-        prompt: dict[str, Any] = {"prompt_token_ids": prompt_ids.tolist()}
+        ids = prompt_ids.tolist()
+        prompt: Any
         if media:
-            prompt["multi_modal_data"] = multi_modal_data(media, self._spec)
+            data = multi_modal_data(media, self._spec)
+            prompt = {"prompt_token_ids": ids, "multi_modal_data": data}
+        else:
+            prompt = tokens_input(ids)  # nothing to render
         try:
             self._vllm.add_request(id_, prompt, settings)
         except (VLLMError, ValueError) as error:
@@ -303,6 +309,24 @@ def _seed(_worker: Any, seed: int) -> None:
 
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (on a GPU vLLM draws its own seeds from this one)
+
+
+def _share_positions(worker: Any) -> None:
+    """In a worker of the engine's: find a prompt's positions once a group. vLLM asks its model for
+    them once a rollout, with the same ids and media each time."""
+    model = worker.get_model()
+    find = model.get_mrope_input_positions
+    last: tuple[Sequence[int], Sequence[Any], Any] = (), (), None
+
+    def positions(ids: Sequence[int], media: Sequence[Any]) -> Any:
+        nonlocal last
+        found = last[2]
+        if found is None or ids is not last[0] or [*map(id, media)] != [*map(id, last[1])]:
+            found = find(ids, media)
+            last = ids, media, found
+        return found
+
+    model.get_mrope_input_positions = positions
 
 
 def _begin_update(worker: Any) -> None:

@@ -25,11 +25,47 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A finished group: prompt ids [P] int32 with the placeholders expanded, and its rollouts."""
+    """A finished group: prompt ids [P] int32 with the placeholders expanded, and its rollouts.
+
+    Pickled, it is two vectors whatever its size: a buffer a rollout costs both ends more than the
+    tokens do.
+    """
 
     id: str
     prompt_ids: np.ndarray
     rollouts: tuple[Rollout, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rollouts = self.rollouts
+        plain = [(r.text, len(r.token_ids), r.finish_reason, r.policy_version) for r in rollouts]
+        ids = np.concatenate([self.prompt_ids, *(r.token_ids for r in rollouts)])
+        logprobs = np.concatenate([r.logprobs for r in rollouts] or [_NONE])
+        return _sampled, (self.id, len(self.prompt_ids), plain, ids, logprobs)
+
+
+_NONE = np.zeros(0, np.float32)
+
+
+def _sampled(
+    id_: str,
+    prompt: int,
+    plain: list[tuple[str, int, Any, int]],
+    ids: np.ndarray,
+    logprobs: np.ndarray,
+) -> Sampled:
+    """What `Sampled.__reduce__` took apart; its vectors share two, and were checked before."""
+    ends = np.cumsum([length for _, length, _, _ in plain]).tolist()
+    rollouts = tuple(
+        Rollout.model_construct(
+            text=text,
+            token_ids=ids[prompt + end - length : prompt + end],
+            logprobs=logprobs[end - length : end],
+            finish_reason=reason,
+            policy_version=version,
+        )
+        for (text, length, reason, version), end in zip(plain, ends, strict=True)
+    )
+    return Sampled(id_, ids[:prompt], rollouts)
 
 
 def checked_prompt(

@@ -245,19 +245,16 @@ class Sampler:
                 f"the learner's expansion {len(prompt_ids)}",
                 fix="use the versions of vLLM that `veripo doctor` names",
             )
-        texts = self.tokenizer.batch_decode(
-            [self._spoken(completion) for completion in answer.completions],
-            skip_special_tokens=False,
-            clean_up_tokenization_spaces=False,
-        )
+        spoken = [self._spoken(completion) for completion in answer.completions]
+        texts = self.tokenizer.backend_tokenizer.decode_batch(spoken, skip_special_tokens=False)
         both = zip(answer.completions, texts, strict=True)
         return Sampled(answer.id, prompt_ids, tuple(self._rollout(answer.id, *o) for o in both))
 
     @staticmethod
-    def _spoken(completion: Completion) -> np.ndarray:
+    def _spoken(completion: Completion) -> list[int]:
         """A completion's ids without the stop token."""
         ids = completion.token_ids
-        return ids[:-1] if completion.reason == "stop" else ids
+        return (ids[:-1] if completion.reason == "stop" else ids).tolist()
 
     def _rollout(self, request_id: str, completion: Completion, text: str) -> Rollout:
         reason = completion.reason

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from veripo_ray.errors import DataError
 from veripo_ray.policy.media import Features
 from veripo_ray.policy.qwen_vl import load_tokenizer, read_spec
-from veripo_ray.sampler.requests import SampleRequest, checked_prompt
+from veripo_ray.records import Rollout
+from veripo_ray.sampler.requests import Sampled, SampleRequest, checked_prompt
 
 LIMITS = {"max_tokens": 8, "max_model_len": 64}
 
@@ -63,3 +68,27 @@ def test_a_prompt_too_long_for_the_engine_is_named(spec, tokenizer, request_):
     with pytest.raises(DataError, match="'q7': 8 prompt tokens and max_tokens = 57 exceed"):
         checked_prompt(request_, spec, tokenizer, max_tokens=57, max_model_len=64)
     assert len(checked_prompt(request_, spec, tokenizer, max_tokens=56, max_model_len=64)) == 8
+
+
+@given(st.lists(st.tuples(st.text(), st.integers(0, 5), st.sampled_from(["stop", "length"]))))
+def test_a_group_that_travels_is_the_same_afterwards(
+    rows: list[tuple[str, int, Literal["stop", "length"]]],
+) -> None:
+    rollouts = tuple(
+        Rollout(
+            text=text,
+            token_ids=np.arange(length, dtype=np.int32) + number,
+            logprobs=-np.arange(length, dtype=np.float32) / 3,
+            finish_reason=reason,
+            policy_version=number,
+        )
+        for number, (text, length, reason) in enumerate(rows)
+    )
+    buffers: list[pickle.PickleBuffer] = []
+    group = Sampled("q", np.array([7, 8], np.int32), rollouts)
+    sent = pickle.dumps(group, protocol=5, buffer_callback=buffers.append)
+    back = pickle.loads(sent, buffers=buffers)
+    assert len(buffers) == 2
+    assert (back.id, back.prompt_ids.tolist(), back.rollouts) == ("q", [7, 8], rollouts)
+    dtypes = {(r.token_ids.dtype, r.logprobs.dtype) for r in back.rollouts}
+    assert dtypes <= {(np.dtype(np.int32), np.dtype(np.float32))}

@@ -97,11 +97,12 @@ class YesNoEngine:
     def _add(self, id_: str, encoded: Encoded) -> str:
         """Queue a prompt; its error, or what stands in its place until it is answered."""
         from vllm.exceptions import VLLMError
+        from vllm.inputs.engine import tokens_input
 
         if isinstance(encoded, str):
             return encoded
         try:
-            self._vllm.add_request(id_, {"prompt_token_ids": encoded}, self._settings)
+            self._vllm.add_request(id_, tokens_input(encoded), self._settings)
         except (VLLMError, TypeError, ValueError) as error:
             return _cannot_be_put(error)
         return "the model gave no answer"
