@@ -28,8 +28,8 @@ from actors.workers import Workers
 from veripo_ray import codec, config
 from veripo_ray.errors import LostError, ResourceError, StorageError
 from veripo_ray.placement import Role
+from veripo_ray.policy.folder import load_tokenizer
 from veripo_ray.policy.prompting import build_prompt
-from veripo_ray.policy.qwen_vl import load_tokenizer, read_spec
 from veripo_ray.precision import gap_error, largest_gap
 from veripo_ray.records import Group, Pair, Question
 from veripo_ray.video.decode import Clip
@@ -47,11 +47,10 @@ class Team:
     Encoder: type[Encoder] = Encoder
     RolloutWorker: type = RolloutWorker
     seats: Seats
+    tokenizer: Any
 
     def __init__(self, run: config.Run, checkpoint: Path, tell: Callable[[str], None]) -> None:
         self.run, self.checkpoint, self._tell = run, checkpoint, tell
-        self.tokenizer = load_tokenizer(checkpoint)
-        self.spec = read_spec(checkpoint)
         self._nothing = ray.put(())  # the features of all questions without media
         self._dealer = Dealer(run.rollout.max_num_seqs, run.call_timeout_s)
         self._sync = WeightSync(run.weights, run.transport, run.rollout.tensor_parallel)
@@ -82,9 +81,8 @@ class Team:
         team.seats = await Seats.take(run)
         try:
             await team._create(weights, reference or str(checkpoint), version)
-            await team._answer(team._everyone())
-            await team._meet(resumed)
-            await team._remember(reference)
+            team.tokenizer = await asyncio.to_thread(load_tokenizer, checkpoint)  # meanwhile
+            await team._ready(resumed, reference)
         except BaseException:
             team.close()
             raise
@@ -126,6 +124,21 @@ class Team:
                 rests=self._turns.shared,
             )
         self._others = [*filter(None, (self.encoder, *self.ranks, self.reference))]
+
+    async def _ready(self, resumed: str | None, reference: str | None) -> None:
+        """Everyone answers; ranks meet as soon as they do, since rollout workers take longest."""
+
+        async def ranks() -> None:
+            await self._answer(self._ranks_by_name())
+            await self._meet(resumed)
+            await self._remember(reference)
+
+        both = [asyncio.ensure_future(work) for work in (ranks(), self._answer(self._everyone()))]
+        try:
+            await asyncio.gather(*both)
+        finally:
+            for work in both:
+                work.cancel()
 
     def _actor(self, kind: type, role: Role, number: int = 0) -> Any:
         return ray.remote(kind).options(**self.seats.of(role, number))

@@ -179,16 +179,17 @@ def follow_to_the_end(
         if checkpoint is None:
             return stop.status
         kept.keep_cold_start(run)
-        with _verifier(run, checkpoint) as url:
-            prepared = replace(prepared, checkpoint=checkpoint)
-            coordinator = _launch(prepared, url, team, attempt, resume=resume)
-            try:
-                ending = coordinator.run.remote()
-                verifier.wait(url)  # its replicas start while the run's actors do
-                stop.patient = True  # from here on there is something to save
-                return _follow(coordinator, ending, run, checkpoint, stop)
-            finally:
-                ray.kill(coordinator)
+        prepared, url = replace(prepared, checkpoint=checkpoint), verifier.address(run.verifier)
+        coordinator = _launch(prepared, url, team, attempt, resume=resume)
+        try:  # all three start side by side: coordinator, Serve, and the actors of the run
+            verifier.start(run.verifier, str(checkpoint), run.heldout_judge)
+            ending = coordinator.run.remote()
+            verifier.wait(url)
+            stop.patient = True  # from here on there is something to save
+            return _follow(coordinator, ending, run, checkpoint, stop)
+        finally:
+            ray.kill(coordinator)  # first: an unanswered question is an error in its journal
+            verifier.stop()
 
 
 def _make_way(run: config.Run, *, resume: bool) -> None:
@@ -271,14 +272,6 @@ def _cluster(device: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _verifier(run: config.Run, checkpoint: Path) -> Iterator[str]:
-    try:
-        yield verifier.start(run.verifier, str(checkpoint), run.heldout_judge)
-    finally:
-        verifier.stop()
 
 
 def _name(run: config.Run) -> str:

@@ -24,19 +24,26 @@ _HEAD = "node:__internal_head__"  # a resource that the head node alone has
 _FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 
+def address(cfg: config.Verifier) -> str:
+    """The URL at which an application that `start` deploys will answer."""
+    host, port = _running_address() or (cfg.host, cfg.port)
+    return f"http://{_reachable(host)}:{port}/{_name()}"
+
+
 def start(app: Application, cfg: config.Verifier) -> str:
-    """Deploy `app` and return the URL at which it will answer: see `wait`.
+    """Deploy `app` and return its `address`, where it answers after `wait`.
 
     Serve's HTTP address belongs to the whole cluster: where a Serve is already running, the
     application joins it under its own route, at that Serve's address. Otherwise one is started at
     `cfg.host`:`cfg.port`. Raises ResourceError when the port is taken.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    host, port = _running_address() or _start_serve(cfg.host, cfg.port)
+    if _running_address() is None:
+        _start_serve(cfg.host, cfg.port)
     name = _name()
     target = serve.RunTarget(app, name, f"/{name}", LoggingConfig(log_level="WARNING"))
     serve.run_many([target], wait_for_applications_running=False)
-    return f"http://{_reachable(host)}:{port}/{name}"
+    return address(cfg)
 
 
 def wait(url: str) -> None:
@@ -77,7 +84,7 @@ def _running_address() -> tuple[str, int] | None:
     return None if client is None else (client.http_config.host, client.http_config.port)
 
 
-def _start_serve(host: str, port: int) -> tuple[str, int]:
+def _start_serve(host: str, port: int) -> None:
     problem = _on_head_node(_why_not_bindable, host, port)
     if problem:
         raise ResourceError(
@@ -95,7 +102,6 @@ def _start_serve(host: str, port: int) -> tuple[str, int]:
             f"Ray Serve did not start at verifier.host = {host}, verifier.port = {port}: {error}",
             fix="set verifier.port to a free one",
         ) from error
-    return host, port
 
 
 def _on_head_node(function: Any, *args: Any) -> Any:

@@ -83,6 +83,11 @@ def _scale(args: Args) -> dict[str, Any]:
     return {"autoscaling_config": scaling}
 
 
+def address(cfg: config.Verifier) -> str:
+    """The URL at which what `start` deploys by these settings will answer."""
+    return serving.address(cfg)
+
+
 def start(
     cfg: config.Verifier,
     tokenizer: str | None = None,
