@@ -48,6 +48,7 @@ from _judge_model import write as write_model
 from _load import Body, Outcome, closed, opened
 
 from deployments import verifier
+from deployments.env import PROXY_ENV
 from veripo_ray.verifier.labelled import load
 
 GROUP = 8  # responses of a question
@@ -61,6 +62,7 @@ SIDES = ("ours", "plain")
 def main() -> None:
     args = _arguments()
     rows: list[dict[str, Any]] = []
+    os.environ.update(PROXY_ENV)  # as a run and the manifests do
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     try:
         with tempfile.TemporaryDirectory() as folder:

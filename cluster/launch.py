@@ -29,6 +29,7 @@ from cluster.planning import NAMESPACE, connect
 from cluster.preflight import CONFIG, Prepared
 from cluster.stopping import Stop, StoppedAtOnce
 from deployments import verifier
+from deployments.env import PROXY_ENV
 from veripo_ray import attempt as attempts
 from veripo_ray import config, recipe
 from veripo_ray.attempt import Attempt
@@ -257,8 +258,9 @@ def _cluster(device: str) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         connect()
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # private and on loopback
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        settings = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}  # on loopback
+        for name, value in (settings | PROXY_ENV).items():
+            os.environ.setdefault(name, value)
         ray.init(
             address="local",
             namespace=NAMESPACE,

@@ -18,6 +18,7 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments.env import REPLICA_ENV
 from veripo_ray import config
 from veripo_ray.verifier.judges import Answered, Ask
 from veripo_ray.verifier.judges.vllm_engine import Encoded, YesNoEngine
@@ -33,7 +34,11 @@ def bind(cfg: config.VllmJudge) -> Application:
     """The deployment of this model, to be passed to the `bind` of whoever asks it."""
     return _deployment.options(
         num_replicas=cfg.replicas,
-        ray_actor_options={"num_cpus": cfg.cpus, "num_gpus": cfg.gpus},
+        ray_actor_options={
+            "num_cpus": cfg.cpus,
+            "num_gpus": cfg.gpus,
+            "runtime_env": {"env_vars": REPLICA_ENV},
+        },
         max_ongoing_requests=max(cfg.max_batch, _MAX_ONGOING),
         max_queued_requests=_MAX_QUEUED,
         graceful_shutdown_timeout_s=5,

@@ -21,6 +21,7 @@ from ray.serve.schema import LoggingConfig
 
 from deployments import auth, judge, serving, settings
 from deployments.endpoint import Endpoint
+from deployments.env import REPLICA_ENV
 from deployments.settings import Args
 from veripo_ray import config
 from veripo_ray.verifier import judges
@@ -61,6 +62,7 @@ def build(args: dict[str, Any]) -> Application:
         # What is at work may finish; no request takes longer than this.
         graceful_shutdown_timeout_s=checked.timeout_s + 5,
         graceful_shutdown_wait_loop_s=0.5,
+        ray_actor_options={"runtime_env": {"env_vars": REPLICA_ENV}},
         logging_config=LoggingConfig(
             encoding="JSON", log_level=checked.log_level, enable_access_log=False
         ),

@@ -66,17 +66,22 @@ def ray_session() -> Iterator[str]:
     """
     import ray
 
+    from deployments.env import PROXY_ENV
+
     namespace = "veripo-tests"
-    ray.init(
-        address="local",  # never a cluster that happens to run on this machine
-        num_cpus=8,
-        num_gpus=0,
-        include_dashboard=False,
-        object_store_memory=300 * 1024**2,
-        namespace=namespace,
-        logging_level="error",
-        log_to_driver=False,
-    )
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in PROXY_ENV.items():
+            environment.setenv(name, value)
+        ray.init(
+            address="local",  # never a cluster that happens to run on this machine
+            num_cpus=8,
+            num_gpus=0,
+            include_dashboard=False,
+            object_store_memory=300 * 1024**2,
+            namespace=namespace,
+            logging_level="error",
+            log_to_driver=False,
+        )
     yield namespace
     if "ray.serve" in sys.modules:
         sys.modules["ray.serve"].shutdown()

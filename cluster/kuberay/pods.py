@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.kuberay.values import Pod, Values
+from deployments.env import PROXY_ENV
 
 Part = dict[str, Any]
 
@@ -131,10 +132,10 @@ def _spec(values: Values, container: Part) -> Part:
 
 
 def _environment(role: Role) -> list[Part]:
-    settings = {"XDG_CACHE_HOME": CACHE, "RAY_USAGE_STATS_ENABLED": "0", **role.env}
+    common = {"XDG_CACHE_HOME": CACHE, "RAY_USAGE_STATS_ENABLED": "0", **PROXY_ENV}
     return [
         {"name": name, "value": value} if isinstance(value, str) else {"name": name, **value}
-        for name, value in settings.items()
+        for name, value in {**common, **role.env}.items()
     ]
 
 

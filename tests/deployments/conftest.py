@@ -63,7 +63,11 @@ def local() -> Callable[..., Local]:
 def serve_address(ray_session: str) -> tuple[str, int]:
     """Where this session's Serve listens: a port of its own, since tests run in several processes
     and two Serves on one port would answer in turns."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return serving._running_address() or serving._start_serve("127.0.0.1", port)
+    if not serving._running_address():
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        serving._start_serve("127.0.0.1", port)
+    found = serving._running_address()
+    assert found
+    return found
