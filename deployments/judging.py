@@ -19,7 +19,7 @@ from veripo_ray.verifier.judges import Judge, by_name
 from veripo_ray.verifier.judges.breaker import Breaker
 from veripo_ray.verifier.verify import Item, averify, undecided
 
-SLICE = 64  # items
+SLICE = 128  # items
 _SIDE_BY_SIDE = 4  # slices of one request under way
 HELDOUT = "heldout"
 
