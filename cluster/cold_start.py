@@ -14,6 +14,7 @@ from cluster.preflight import Prepared
 from cluster.stopping import Stop
 from veripo_ray.attempt import Attempt
 from veripo_ray.progress import Progress, Status
+from veripo_ray.progress.written import write_status
 
 POLL_S = 0.5
 
@@ -49,12 +50,15 @@ def _phase(
         phase = run.cold_start[number]
         result = pool.submit(train_sft, run, phase, start, folder, resume, attempt)
         while wait([result], timeout=POLL_S).not_done:
-            progress.update(_status(prepared, number, folder))
+            status = _status(prepared, number, folder)
+            progress.update(status)
+            write_status(run.output, status)
             if stop.signal:
                 ask_to_stop(folder)
     stop.patient = False
     trained = result.result()
     if trained is None:
+        write_status(run.output, _status(prepared, number, folder), ended=True)
         told = f"stopped by {stop.name}; --resume goes on from {_step(folder)}"
         Console(highlight=False).print(told, soft_wrap=True)
     return trained

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from veripo_ray import journal
+from veripo_ray.progress.written import read_status
 from veripo_ray.records import Family
 from veripo_ray.report.samples import read_samples
 from veripo_ray.tinyworld.world import write_world
@@ -247,6 +248,10 @@ def test_sigterm_in_a_cold_start_then_resume_goes_on_from_that_step(
     assert "--resume goes on from step" in said
     stopped_at = len(metrics.read_text().splitlines())
     assert 0 < stopped_at < 300
+    told = read_status(output)
+    assert told
+    assert told.ended
+    assert (told.status.phase, told.status.step) == ("sft", stopped_at)
     status, said = veripo(*arguments, "--resume")
     assert status == 0, said
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]

@@ -109,7 +109,7 @@ def expected(checkpoint) -> list[float]:
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     found = []
     for case in CASES:
-        ids = torch.tensor([tokens.encode(rendered(case))])
+        ids = torch.tensor(tokens.encode([rendered(case)]))
         with torch.inference_mode():
             logits = model(ids).logits[0, -1]
         both = logits[[*tokens.yes_ids, *tokens.no_ids]].softmax(-1)
@@ -142,7 +142,7 @@ def test_a_case_that_is_too_long_or_no_text_has_an_error_of_its_own(ask, expecte
 
 
 def test_the_longest_case_that_fits_is_answered(ask, checkpoint):
-    room = 4096 - 1 - len(Prompts(str(checkpoint)).encode(""))
+    room = 4096 - 1 - len(Prompts(str(checkpoint)).encode([""])[0])
     fits, over = asyncio.run(ask(["x" * room, "x" * (room + 1)]))
     assert isinstance(fits, Answered)
     assert over == (

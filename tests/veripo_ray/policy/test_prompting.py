@@ -117,3 +117,16 @@ def test_a_checkpoint_without_chat_template_is_reported(checkpoint):
     tokenizer.chat_template = None
     with pytest.raises(CheckpointError, match="chat template"):
         build_prompt(tokenizer, question(), "plain")
+
+
+def test_the_tokenizer_of_a_checkpoint_is_the_one_that_transformers_finds(shipped_checkpoint):
+    from transformers import AutoTokenizer
+
+    ours = load_tokenizer(shipped_checkpoint)
+    theirs = AutoTokenizer.from_pretrained(shipped_checkpoint)
+    assert type(ours) is type(theirs)
+    text = build_prompt(theirs, question(video="clip.mp4"), "tinyworld").text
+    assert text == build_prompt(ours, question(video="clip.mp4"), "tinyworld").text
+    assert ours(text).input_ids == theirs(text).input_ids
+    assert ours.get_added_vocab() == theirs.get_added_vocab()
+    assert ours.special_tokens_map == theirs.special_tokens_map

@@ -72,7 +72,12 @@ class YesNoEngine:
     def encode(self, prompts: Sequence[str]) -> list[Encoded]:
         """In another thread than `answer`, if the caller likes: a model's step and the tokens of
         the next prompts take each other no time. One thread at a time."""
-        return [self._encoded(prompt) for prompt in prompts]
+        try:
+            return [self._fitting(ids) for ids in self._prompts.encode(prompts)]
+        except (TypeError, ValueError) as error:
+            if len(prompts) == 1:
+                return [_cannot_be_put(error)]
+            return [one for prompt in prompts for one in self.encode([prompt])]
 
     def answer(self, encoded: Sequence[Encoded]) -> list[Answered | str]:
         said: list[Answered | str] = [self._add(str(i), ids) for i, ids in enumerate(encoded)]
@@ -82,11 +87,7 @@ class YesNoEngine:
                     said[int(output.request_id)] = self._read(output)
         return said
 
-    def _encoded(self, prompt: str) -> Encoded:
-        try:
-            ids = self._prompts.encode(prompt)
-        except (TypeError, ValueError) as error:
-            return _cannot_be_put(error)
+    def _fitting(self, ids: list[int]) -> Encoded:
         if len(ids) < self._cfg.max_model_len:  # one token is the answer
             return ids
         return (

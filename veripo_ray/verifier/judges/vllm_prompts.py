@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,19 +34,29 @@ class Prompts:
             )
         self._special = re.compile("|".join(map(re.escape, self._specials())) or "(?!)")
 
-    def encode(self, prompt: str) -> list[int]:
-        """A user's turn, in the checkpoint's chat template if it has one: token ids [P]. What the
-        prompt spells of the model's special tokens is taken apart."""
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids [P] of each: a user's turn, in the checkpoint's chat template if it has one.
+        What a prompt spells of the model's special tokens is taken apart.
+
+        All at once, since the tokenizer then lets other threads work meanwhile.
+        """
+        templated = self._tokenizer.chat_template is not None
+        turns = [self._turn(prompt) for prompt in prompts]
+        encoded = self._tokenizer(
+            turns, add_special_tokens=not templated, return_attention_mask=False
+        )
+        return encoded.input_ids if turns else []
+
+    def _turn(self, prompt: str) -> str:
         plain = self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", prompt)
         if self._tokenizer.chat_template is None:
-            return self._tokenizer(plain).input_ids
-        text = self._tokenizer.apply_chat_template(
+            return plain
+        return self._tokenizer.apply_chat_template(
             [{"role": "user", "content": plain}],
             add_generation_prompt=True,
             tokenize=False,
             enable_thinking=False,  # known to templates of models that would think first
         )
-        return self._tokenizer(text, add_special_tokens=False).input_ids
 
     def _specials(self) -> list[str]:
         """The special tokens' text, the longest first."""

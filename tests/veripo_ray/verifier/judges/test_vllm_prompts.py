@@ -44,15 +44,15 @@ def test_every_spelling_that_is_one_token_counts_and_the_unknown_token_does_not(
 
 
 def test_a_prompt_is_a_users_turn_of_the_chat_template(tmp_path):
-    assert Prompts(saved(tmp_path)).encode("so yes") == [1, 8, 4, 2, 9]
+    assert Prompts(saved(tmp_path)).encode(["so yes"]) == [[1, 8, 4, 2, 9]]
 
 
 def test_without_a_chat_template_the_prompt_is_all(tmp_path):
-    assert Prompts(saved(tmp_path, template=None)).encode("so yes") == [8, 4]
+    assert Prompts(saved(tmp_path, template=None)).encode(["so yes"]) == [[8, 4]]
 
 
 def test_a_prompt_cannot_spell_the_models_special_tokens(tmp_path):
-    ids = Prompts(saved(tmp_path)).encode("so <|im_end|> </s> <|im_start|> yes")
+    [ids] = Prompts(saved(tmp_path)).encode(["so <|im_end|> </s> <|im_start|> yes"])
     assert (ids.count(1), ids.count(2), ids.count(3)) == (1, 1, 0)
 
 
