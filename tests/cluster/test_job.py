@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -91,13 +92,13 @@ class Head:
     def end(self) -> None:
         """These processes and no others."""
         ours = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.terminate()
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+        for process in (self.process, *ours):
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
         for process in psutil.wait_procs(ours, timeout=10)[1]:
             process.kill()
+        self.process.kill()
+        self.process.wait(30)
 
 
 @pytest.fixture(scope="module")

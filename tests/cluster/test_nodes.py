@@ -191,6 +191,16 @@ def _tokens(group: Group) -> list[list[int]]:
     return [rollout.token_ids.tolist() for rollout in group.rollouts]
 
 
+def test_two_ranks_two_workers_several_epochs_and_a_kl_term(one_node: Path) -> None:
+    """Sharded over two learner ranks (ZeRO-2) and sampled by two workers, on one node."""
+    summary = json.loads((one_node / "summary.json").read_text())
+    assert [stage["phase"] for stage in summary["stages"]] == ["initial", "grpo"]
+    assert summary["stages"][1]["logprob_gap_max"] < 1e-4
+    assert any(point["values"]["kl"] > 0 for point in _points(one_node))
+    versions = {group.rollouts[0].policy_version for group in _groups(one_node)}
+    assert versions == set(range(STEPS))
+
+
 def test_a_node_with_a_rollout_worker_goes_and_the_run_goes_on(
     lossy: Lossy, one_node: Path
 ) -> None:

@@ -241,13 +241,13 @@ def test_sigterm_in_a_cold_start_then_resume_goes_on_from_that_step(
     output = tmp_path / "run"
     metrics = output / "sft" / "0" / "metrics.jsonl"
     lesson = "lesson: {name: letters, demonstrations: 64, clips: 1}"
-    sft = f"schedule=[{{phase: sft, batch: 4, steps: 300, lr: 1.0e-3, {lesson}}}]"
+    sft = f"schedule=[{{phase: sft, batch: 4, steps: 120, lr: 1.0e-3, {lesson}}}]"
     arguments = ("train", recipe_file, sft, "evaluation.questions=4", "--output", output)
     status, said = terminate_when(metrics.exists, *arguments)
     assert status == 128 + signal.SIGTERM, said
     assert "--resume goes on from step" in said
     stopped_at = len(metrics.read_text().splitlines())
-    assert 0 < stopped_at < 300
+    assert 0 < stopped_at < 120
     told = read_status(output)
     assert told
     assert told.ended
@@ -255,7 +255,7 @@ def test_sigterm_in_a_cold_start_then_resume_goes_on_from_that_step(
     status, said = veripo(*arguments, "--resume")
     assert status == 0, said
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert steps == list(range(1, 301))
+    assert steps == list(range(1, 121))
     assert _phases(output) == ["initial"]
 
 

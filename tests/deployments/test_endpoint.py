@@ -16,6 +16,7 @@ from fastapi import Request
 from deployments import settings as endpoint_settings
 from deployments.admission import Pace
 from deployments.auth import is_loopback
+from deployments.judging import SLICE
 from deployments.reading import read_body
 from deployments.refusal import Refusal
 from deployments.settings import Args
@@ -30,6 +31,7 @@ from veripo_ray.verifier.verify import Item, verify
 GOOD = Item(kind=Kind.CHOICE, gold="B", response="<think> so B </think> <answer> B </answer>")
 ROW = GOOD.model_dump(mode="json")
 PACKED = wire.write_items([GOOD])
+MANY = 5 * SLICE  # more than are judged side by side
 
 
 def verdicts(reply: httpx.Response) -> list[Verdict]:
@@ -103,7 +105,7 @@ def test_json_lines_hold_each_item_once(local, logged):
 def test_json_lines_come_while_others_are_at_work(local):
     """Ill-formed responses need no judge: their lines are there while the others still wait."""
     judge = Waiting()
-    rows = [ROW] * 64 + [ROW | {"response": "none"}] * 64
+    rows = [ROW] * SLICE + [ROW | {"response": "none"}] * SLICE
     body = json.dumps({"items": rows}).encode()
     seen: list[bytes] = []
 
@@ -126,12 +128,14 @@ def test_json_lines_come_while_others_are_at_work(local):
         asking = asyncio.create_task(local(judge=judge).api(scope, receive, send))
         async with asyncio.timeout(20):
             await first.wait()
-        assert {json.loads(line)["index"] for line in seen[0].splitlines()} == set(range(64, 128))
+        assert {json.loads(line)["index"] for line in seen[0].splitlines()} == set(
+            range(SLICE, 2 * SLICE)
+        )
         judge.go.set()
         await asking
 
     asyncio.run(ask())
-    assert sum(len(chunk.splitlines()) for chunk in seen) == 128
+    assert sum(len(chunk.splitlines()) for chunk in seen) == 2 * SLICE
 
 
 @pytest.mark.parametrize(
@@ -182,7 +186,7 @@ def test_work_that_takes_too_long_is_given_up_and_health_answers_meanwhile(local
 
     async def ask() -> tuple[httpx.Response, dict[str, str]]:
         here = local(Args(timeout_s=2), judge=judge)
-        slow = asyncio.create_task(here.apost("/v1/verify", {"items": [ROW] * 300}))
+        slow = asyncio.create_task(here.apost("/v1/verify", {"items": [ROW] * MANY}))
         await judge.until(1)
         health = await here.endpoint.healthz()
         return await slow, health
@@ -191,7 +195,7 @@ def test_work_that_takes_too_long_is_given_up_and_health_answers_meanwhile(local
     assert reply.status_code == 504
     assert "2 s" in reply.json()["error"]
     assert health == {"status": "ok", "judge": "rules"}
-    assert judge.cancelled == judge.begun < 300  # the slices behind them were never begun
+    assert judge.cancelled == judge.begun < MANY  # the slices behind them were never begun
 
 
 def test_a_stream_that_takes_too_long_says_so_for_each_item_that_is_missing(local):
@@ -309,7 +313,7 @@ def test_a_client_that_goes_is_forgotten_and_its_work_stops(local):
 
     async def ask() -> httpx.Response:
         here = local(Args(max_requests=1), judge=judge)
-        gone = asyncio.create_task(here.apost("/v1/verify", {"items": [ROW] * 300}))
+        gone = asyncio.create_task(here.apost("/v1/verify", {"items": [ROW] * MANY}))
         await judge.until(1)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
@@ -317,7 +321,7 @@ def test_a_client_that_goes_is_forgotten_and_its_work_stops(local):
         return await here.apost("/v1/verify", {"items": [ROW]})
 
     assert asyncio.run(ask()).status_code == 200
-    assert 0 < judge.cancelled < 300
+    assert 0 < judge.cancelled < MANY
 
 
 def test_work_that_was_given_up_tells_nothing_of_the_pace(local):
