@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from veripo_ray import config
 from veripo_ray.errors import ResourceError
 from veripo_ray.placement.cluster import Cluster
 from veripo_ray.placement.geometry import Geometry
 from veripo_ray.placement.plan import Misfit, Plan, attempt
 from veripo_ray.placement.remedies import Remedies, more_nodes
-from veripo_ray.placement.roles import on_gpus
+from veripo_ray.placement.roles import bundles, on_gpus
 
 
 def plan(
@@ -39,6 +41,20 @@ def _fix(run: config.Run, cluster: Cluster, model: Geometry | None) -> str:
         number, like = more
         nodes = "1 more node" if number == 1 else f"{number} more nodes"
         lines.append(f"{nodes} of {like.gpus:g} GPUs and {like.cpus:g} CPUs")
+    if cpus := _logical_cpus(run, cluster, model):
+        lines.append(
+            f"ray start --head --num-cpus {cpus:g} (Ray counts logical CPUs: without GPUs actors "
+            "take turns on those that are there)"
+        )
     if not lines:
         return "a larger cluster, GPUs with more memory, or a smaller model: no setting is enough"
     return "\n    or ".join(lines)
+
+
+def _logical_cpus(run: config.Run, cluster: Cluster, model: Geometry | None) -> float:
+    """With how many CPUs a single node would carry a run without GPUs; 0 where none will do."""
+    if on_gpus(run) or len(cluster.nodes) != 1:
+        return 0.0
+    needed = float(sum(bundle.cpus for bundle in bundles(run)))
+    node = replace(cluster.nodes[0], cpus=needed)
+    return needed if isinstance(attempt(run, Cluster((node,)), model), Plan) else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,15 @@ def test_too_few_gpus_are_answered_by_fewer_processes_or_by_sharing(recipe_of: R
     assert "the run needs 17 GPUs, 1 node of 8 GPUs has 8" in said
     assert "placement.layout=colocated" in said
     assert "2 more nodes of 8 GPUs" in said
+
+
+def test_a_small_machine_without_gpus_is_told_how_to_start_ray(recipe_of: Recipe) -> None:
+    run = recipe_of(device="cpu")
+    said = _refusal(run, Cluster.uniform(1, gpus=0, cpus=2))
+    needed = re.search(r"ray start --head --num-cpus (\d+)", said)
+    assert needed
+    assert f"the run needs {needed[1]} CPUs" in said
+    assert isinstance(attempt(run, Cluster.uniform(1, gpus=0, cpus=int(needed[1]))), Plan)
 
 
 def test_a_tensor_parallel_group_wider_than_any_node_is_made_narrower(recipe_of: Recipe) -> None:
