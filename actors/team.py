@@ -128,12 +128,14 @@ class Team:
     async def _ready(self, resumed: str | None, reference: str | None) -> None:
         """Everyone answers; ranks meet as soon as they do, since rollout workers take longest."""
 
-        async def ranks() -> None:
+        async def meet() -> None:
             await self._answer(self._ranks_by_name())
             await self._meet(resumed)
             await self._remember(reference)
 
-        both = [asyncio.ensure_future(work) for work in (ranks(), self._answer(self._everyone()))]
+        both = [
+            asyncio.ensure_future(work) for work in (meet(), self._answer(self._all_but_ranks()))
+        ]
         try:
             await asyncio.gather(*both)
         finally:
@@ -156,10 +158,9 @@ class Team:
             **({"sleeps": True} if self._turns.shared else {}),
         )
 
-    def _everyone(self) -> dict[str, Any]:
-        others = {**self.workers.by_name(), **self._ranks_by_name()}
+    def _all_but_ranks(self) -> dict[str, Any]:
         reference = {"reference": self.reference} if self.reference else {}
-        return {"encoder": self.encoder, **others, **reference}
+        return {"encoder": self.encoder, **self.workers.by_name(), **reference}
 
     def _ranks_by_name(self) -> dict[str, Any]:
         return {f"learner rank {n}": rank for n, rank in enumerate(self.ranks)}

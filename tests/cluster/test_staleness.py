@@ -23,6 +23,7 @@ AHEAD = (
     f"grpo.questions={STEPS * BATCH}",
     f"grpo.rollout_batch={BATCH}",
     f"grpo.train_batch={BATCH // 2}",  # several steps a batch: the proximal policy is recorded
+    "rollout.workers=2",
     "evaluation.questions=8",
     "grpo.filter_groups=false",
 )
