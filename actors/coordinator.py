@@ -313,7 +313,7 @@ class Coordinator:
         self.agreement = Agreement(self.team, self.state, self.settings.max_logprob_gap)
         self.feed = Feed(
             self.team.encode,
-            self.team.prompt,
+            self.team.prompts,
             max_bad_share=self.settings.data.max_bad_share,
             total=len(self.train) + len(self.heldout) + self.left_out.count,
             left_out=self.left_out,

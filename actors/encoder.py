@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +10,7 @@ import ray
 
 from actors.metrics import Worker, measured
 from veripo_ray import config
+from veripo_ray.errors import DataError
 from veripo_ray.features import FeatureSource
 from veripo_ray.policy.media import Media
 from veripo_ray.records import Question
@@ -58,15 +60,29 @@ class Encoder:
         return self.counts()
 
     @measured
-    def encode(self, question: Question) -> tuple[int, tuple[Media, ...]]:
-        """The bytes of media, and the features (or frames) of the video, then of each image.
+    def encode(
+        self, questions: Sequence[Question]
+    ) -> tuple[list[int | DataError], *tuple[tuple[Media, ...], ...]]:
+        """For each question the bytes of its media, or a DataError naming the file that cannot be
+        used; then for each question the features (or frames) of its video and of each image.
 
-        Call it with num_returns=2: who awaits the first knows that the second is there, or why it
-        is not (a DataError naming the file), without fetching it.
+        Call it with num_returns=1 + len(questions): who awaits the first knows which of the others
+        are there, without fetching them.
         """
-        media = self.source.of(question)
-        self.worker.media(asdict(self.source.counts()))
-        return sum(item.nbytes for item in media), media
+        made = [self._media_or_error(question) for question in questions]
+        self.worker.media(self.counts())
+        found = [() if isinstance(media, DataError) else media for media in made]
+        sizes = [
+            media if isinstance(media, DataError) else sum(item.nbytes for item in media)
+            for media in made
+        ]
+        return sizes, *found
+
+    def _media_or_error(self, question: Question) -> tuple[Media, ...] | DataError:
+        try:
+            return self.source.of(question)
+        except DataError as error:
+            return error
 
     @ray.method(concurrency_group="asking")
     def film(self, question: Question) -> Clip | None:

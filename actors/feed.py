@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.encoding import Encoded
 from veripo_ray.errors import DataError
 from veripo_ray.questions import LeftOut
 from veripo_ray.records import Question
@@ -17,7 +18,6 @@ from veripo_ray.runlog import BadItem
 
 LIVE_REFERENCES = 4096  # each costs the coordinator about two kilobytes, however small its features
 Media = tuple[str, ...]
-Encoded = tuple[int, Any]  # bytes of features, a reference to them
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Feed:
     def __init__(
         self,
         encode: Callable[[Question], Awaitable[Encoded]],
-        prompt: Callable[[Question], np.ndarray],
+        prompts: Callable[[Sequence[Question]], Sequence[np.ndarray]],
         *,
         max_bad_share: float,
         total: int,
@@ -51,7 +51,7 @@ class Feed:
     ) -> None:
         """total: all rows there were; left_out: those of them that could not be read, which count
         against the share as bad media do. Raises DataError as `report` does."""
-        self._encode, self._prompt = encode, prompt
+        self._encode, self._prompts = encode, prompts
         self._max_bad, self._total, self._max_bytes = max_bad_share, total, live_bytes
         self._live: OrderedDict[Media, asyncio.Task[Encoded]] = OrderedDict()
         self._bytes = 0  # of the features that `_live` refers to
@@ -90,8 +90,11 @@ class Feed:
     async def tasks(self, questions: Sequence[Question]) -> list[Task]:
         """The usable ones of these questions, in order."""
         self.prefetch(questions)
-        made = [await self._task(question) for question in questions]
-        return [task for task in made if task]
+        encoded = [(question, await self._features(question)) for question in questions]
+        usable = [(question, features) for question, features in encoded if features is not None]
+        prompts = self._prompts([question for question, _ in usable])
+        made = zip(usable, prompts, strict=True)
+        return [Task(question, ids, features) for (question, features), ids in made]
 
     def prefetch(self, questions: Sequence[Question]) -> None:
         """Begin to encode the clips that have not been. As many as there is room for: they stay
@@ -107,12 +110,12 @@ class Feed:
         _, reference = await self._begin(question)
         return reference
 
-    async def _task(self, question: Question) -> Task | None:
+    async def _features(self, question: Question) -> Any:
+        """None, and a report, when the question is not usable."""
         if question.id in self._unusable:
             return None
         try:
-            features = await self.features(question)
-            return Task(question, self._prompt(question), features)
+            return await self.features(question)
         except DataError as error:
             self.report(question, str(error))
             return None

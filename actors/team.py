@@ -14,7 +14,8 @@ import ray
 
 from actors.calls import result_of, results_of
 from actors.dealing import Dealer, Dealt
-from actors.encoder import Encoder
+from actors.encoder import WAITING, Encoder
+from actors.encoding import Encoded, Encoding
 from actors.examples import train_group, train_pair
 from actors.feed import Task
 from actors.learner import LearnerRank
@@ -29,7 +30,7 @@ from veripo_ray import codec, config
 from veripo_ray.errors import LostError, ResourceError, StorageError
 from veripo_ray.placement import Role
 from veripo_ray.policy.folder import load_tokenizer
-from veripo_ray.policy.prompting import build_prompt
+from veripo_ray.policy.prompting import build_prompts
 from veripo_ray.precision import gap_error, largest_gap
 from veripo_ray.records import Group, Pair, Question
 from veripo_ray.video.decode import Clip
@@ -101,6 +102,7 @@ class Team:
         self.encoder = self.Encoder.actor(run.features, **self.seats.of(Role.ENCODER)).remote(
             str(self.checkpoint), run.video, run.features, device, frames=run.learner.train_vision
         )
+        self._encoding = Encoding(self.encoder, run.features.decoders + WAITING, run.call_timeout_s)
         self.ranks = [
             self._actor(LearnerRank, Role.LEARNER, rank).remote(
                 str(self.checkpoint),  # not the resumed one, which will be pruned
@@ -222,14 +224,12 @@ class Team:
 
     # --- questions
 
-    async def encode(self, question: Question) -> tuple[int, Any]:
+    async def encode(self, question: Question) -> Encoded:
         """The bytes of the question's features, and a reference to them; DataError when its media
         cannot be used."""
         if not (question.video or question.images):
             return 0, self._nothing
-        receipt, features = self.encoder.encode.options(num_returns=2).remote(question)
-        size = await self._one(receipt, f"encoding the media of question {question.id!r}")
-        return size, features
+        return await self._encoding.of(question)
 
     async def live_bytes(self) -> float:
         """Features that may be in the object store at once: they lie on the encoder's node, and are
@@ -246,8 +246,9 @@ class Team:
         """Clips decoded, encoded and found in the cache so far, as the encoder counted them."""
         return await self._one(self.encoder.counts.remote(), "counting media")
 
-    def prompt(self, question: Question) -> np.ndarray:
-        return build_prompt(self.tokenizer, question, self.run.prompt.template).ids
+    def prompts(self, questions: Sequence[Question]) -> list[np.ndarray]:
+        built = build_prompts(self.tokenizer, questions, self.run.prompt.template)
+        return [prompt.ids for prompt in built]
 
     def tokenize(self, text: str) -> np.ndarray:
         """Ids [R] int32 of an edited response, without a stop token."""

@@ -65,13 +65,17 @@ class SyntheticEncoder(Encoder):
     def ping(self) -> dict[str, int]:
         return self.counts()
 
-    def encode(self, question: Question) -> tuple[int, tuple[Features, ...]]:
+    def encode(self, questions: Sequence[Question]) -> tuple[Any, ...]:
+        made = [self._features(question) for question in questions]
+        return [features.values.nbytes for features in made], *((features,) for features in made)
+
+    def _features(self, question: Question) -> Features:
         rng = np.random.default_rng(_number(question.id))
         grid = (1, 2 * self._spec.merge, 2 * self._spec.merge)
         shape = (self._spec.rows(grid), self._spec.feature_size)
         values = rng.standard_normal(shape, np.float32)
         self._encoded += 1
-        return values.nbytes, (Features("video", values, grid, 1.0),)
+        return Features("video", values, grid, 1.0)
 
     def film(self, question: Question) -> None:
         """There is none to show."""

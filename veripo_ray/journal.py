@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from veripo_ray import codec
 from veripo_ray.attempt import Writing
@@ -34,10 +34,15 @@ class Journal:
 
     def append(self, records: Iterable[Record]) -> None:
         """Write one message, whole, and hand it to the operating system."""
-        rows = list(records)
-        if not rows:
-            return
-        body = codec.pack_many(rows)
+        if rows := list(records):
+            self._append(codec.pack_many(rows))
+
+    def append_plain(self, rows: Sequence[dict[str, Any]]) -> None:
+        """As `append`, of records as their `model_dump` gives them, which only readers check."""
+        if rows:
+            self._append(codec.pack_plain(rows, self.kind))
+
+    def _append(self, body: bytes) -> None:
         with self._writing(), self.path.open("ab") as file:
             file.write(_LENGTH.pack(len(body)) + body)
 

@@ -24,6 +24,7 @@ from veripo_ray.records import Group, Kind, Question, Rollout, Verdict
 from veripo_ray.runlog import read_metrics, read_summary
 from veripo_ray.verifier.judges import Case, Judge, Judgement, Rules
 from veripo_ray.verifier.verify import Item, verify
+from veripo_ray.verifier.wire import PlainVerdict
 
 QUESTIONS = 30
 RUNS = ("whole", "lossy")
@@ -50,8 +51,8 @@ class _Team(Team):
     async def live_bytes(self) -> float:
         return 1e9
 
-    def prompt(self, question: Question) -> np.ndarray:
-        return np.array([1, 2], np.int32)
+    def prompts(self, questions: Sequence[Question]) -> list[np.ndarray]:
+        return [np.array([1, 2], np.int32) for _ in questions]
 
     async def film(self, question: Question) -> None:
         return None
@@ -129,6 +130,9 @@ class _Verifier:
 
     async def averify(self, items: Sequence[Item]) -> list[Verdict]:
         return verify(items, self._judge)
+
+    async def averify_plain(self, items: Sequence[Item]) -> list[PlainVerdict]:
+        return [verdict.model_dump() for verdict in verify(items, self._judge)]
 
 
 class _Contrary(Rules):

@@ -43,9 +43,15 @@ def question(**media) -> Question:
     return Question(id="q", text="moves ?", kind=Kind.NUMERIC, gold="3", **media)
 
 
+def call(encoder, *asked):
+    """Reference to what is said of the questions, and a list of those to their features."""
+    receipts, *features = encoder.encode.options(num_returns=1 + len(asked)).remote(asked)
+    return receipts, features
+
+
 def encode(encoder, asked):
-    receipt, features = encoder.encode.options(num_returns=2).remote(asked)
-    return ray.get(receipt, timeout=60), ray.get(features, timeout=60)
+    receipts, features = call(encoder, asked)
+    return ray.get(receipts, timeout=60)[0], ray.get(features[0], timeout=60)
 
 
 def test_features_of_a_video_and_of_images_come_back_in_order(encoder, media, tiny_checkpoint):
@@ -71,7 +77,7 @@ def test_features_are_the_towers_own(encoder, media, tiny_checkpoint):
     asked = question(video=str(media / "good.mp4"))
     _, (remote,) = encode(encoder, asked)
     here = Encoder(str(tiny_checkpoint), VIDEO, FEATURES)
-    _, (local,) = here.encode(asked)
+    _, (local,) = here.encode([asked])
     clip = here.source.decoders.clip(asked.video)
     here.source.close()
     own = Tower.load(tiny_checkpoint, "cpu", torch.float32).encode_clip(clip)
@@ -81,10 +87,8 @@ def test_features_are_the_towers_own(encoder, media, tiny_checkpoint):
 
 def test_features_lie_in_the_object_store_and_whoever_gets_them_shares_them(encoder, media):
     """However small: results that Ray put into the caller's memory would be the coordinator's."""
-    receipt, features = encoder.encode.options(num_returns=2).remote(
-        question(video=str(media / "good.mp4"))
-    )
-    assert ray.get(receipt, timeout=60) < 100_000
+    receipt, (features,) = call(encoder, question(video=str(media / "good.mp4")))
+    assert ray.get(receipt, timeout=60)[0] < 100_000
     assert get_object_locations([features])[features]["node_ids"]
     assert not get_object_locations([receipt])[receipt]["node_ids"]
     (first,), (again,) = ray.get(features, timeout=60), ray.get(features, timeout=60)
@@ -102,13 +106,21 @@ def test_a_text_only_question_has_no_features(encoder):
 def test_media_that_cannot_be_used_are_named_and_counted_nowhere(encoder, media, kind, name):
     path = str(media / name)
     before = ray.get(encoder.counts.remote(), timeout=60)
-    receipt, features = encoder.encode.options(num_returns=2).remote(
-        question(**{kind: path if kind == "video" else (path,)})
-    )
-    for reference in (receipt, features):
-        with pytest.raises(DataError, match=name):
-            ray.get(reference, timeout=60)
+    error, features = encode(encoder, question(**{kind: path if kind == "video" else (path,)}))
+    assert isinstance(error, DataError)
+    assert name in error.problem
+    assert features == ()
     assert ray.get(encoder.counts.remote(), timeout=60) == before
+
+
+def test_a_broken_file_costs_the_other_questions_of_its_call_nothing(encoder, media):
+    paths = [str(media / name) for name in ("good.mp4", "broken.mp4", "good.mp4")]
+    receipts, features = call(encoder, *(question(video=path) for path in paths))
+    first, broken, last = ray.get(receipts, timeout=60)
+    assert first == last > 0
+    assert isinstance(broken, DataError)
+    good, _, again = ray.get(features, timeout=60)
+    assert np.array_equal(good[0].values, again[0].values)
 
 
 def test_a_film_is_kept_for_the_report(encoder, media):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -33,11 +34,11 @@ class _Encoder:
 
 
 def _feed(encoder: _Encoder, total: int = 10, share: float = 0.3, live_bytes: float = 1e9) -> Feed:
-    return Feed(encoder, _prompt, max_bad_share=share, total=total, live_bytes=live_bytes)
+    return Feed(encoder, _prompts, max_bad_share=share, total=total, live_bytes=live_bytes)
 
 
-def _prompt(_: Question) -> np.ndarray:
-    return np.array([1, 2])
+def _prompts(questions: Sequence[Question]) -> list[np.ndarray]:
+    return [np.array([1, 2]) for _ in questions]
 
 
 def test_questions_about_one_clip_share_its_features_and_its_one_encoding() -> None:
@@ -88,7 +89,7 @@ def test_rows_that_could_not_be_read_count_as_bad_too() -> None:
     async def run(left_out: LeftOut) -> Feed:
         encoder = _Encoder(frozenset({"bad.mp4"}))
         feed = Feed(
-            encoder, _prompt, max_bad_share=0.1, total=10, live_bytes=1e9, left_out=left_out
+            encoder, _prompts, max_bad_share=0.1, total=10, live_bytes=1e9, left_out=left_out
         )
         await feed.tasks([_question("a", "bad.mp4")])
         return feed
@@ -99,7 +100,7 @@ def test_rows_that_could_not_be_read_count_as_bad_too() -> None:
     with pytest.raises(DataError, match="2 of 10"):
         Feed(
             _Encoder(),
-            _prompt,
+            _prompts,
             max_bad_share=0.1,
             total=10,
             live_bytes=1e9,

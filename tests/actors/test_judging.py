@@ -13,6 +13,7 @@ from veripo_ray.errors import ResourceError
 from veripo_ray.journal import Journal, read
 from veripo_ray.records import Check, Group, JudgedGroup, Kind, Question, Rollout, Verdict
 from veripo_ray.verifier.verify import Item
+from veripo_ray.verifier.wire import PlainVerdict
 
 FINE = Verdict(checks=(Check(name="accuracy", passed=True, reason="right"),))
 
@@ -20,17 +21,19 @@ FINE = Verdict(checks=(Check(name="accuracy", passed=True, reason="right"),))
 class _Client:
     """Stands in for the HTTP client: answers when and how the test says."""
 
+    verdict = FINE
+
     def __init__(self, delay: Callable[[str], float] = lambda _: 0.0, down: str = "") -> None:
         self.delay, self.down, self.open, self.most_open = delay, down, 0, 0
 
-    async def averify(self, items: Sequence[Item]) -> list[Verdict]:
+    async def averify_plain(self, items: Sequence[Item]) -> list[PlainVerdict]:
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         await asyncio.sleep(self.delay(items[0].question_id))
         self.open -= 1
         if items[0].question_id == self.down:
             raise ResourceError("the verifier gave no answer", fix="start it")
-        return [FINE for _ in items]
+        return [self.verdict.model_dump() for _ in items]
 
 
 def _group(name: str, rollouts: int = 2) -> Group:
@@ -84,6 +87,23 @@ def test_a_verifier_that_fails_masks_the_group_and_the_run_goes_on(tmp_path: Pat
     assert third.error is None
 
 
+def test_a_check_that_could_not_decide_masks_its_group(tmp_path: Path) -> None:
+    undecided = Check(name="consistency", passed=None, reason="", error="the judge is down")
+    client = _Client()
+    client.verdict = Verdict(checks=(*FINE.checks, undecided))
+
+    async def run() -> int:
+        judging = Judging(client, _journal(tmp_path))
+        await judging.submit([_group("a"), _group("b")])
+        await judging.drain()
+        await judging.close()
+        return judging.errors
+
+    assert asyncio.run(run()) == 2
+    assert [group.error for group in _judged(tmp_path)] == ["consistency: the judge is down"] * 2
+    assert _judged(tmp_path)[0].verdicts == (client.verdict,) * 2
+
+
 def test_submitting_waits_while_too_many_batches_are_unanswered(tmp_path: Path) -> None:
     async def run() -> _Client:
         client = _Client(delay=lambda _: 0.01)
@@ -118,7 +138,7 @@ def test_progress_tells_of_a_verdict_and_never_waits_for_one_that_cannot_come(
 
 def test_a_journal_that_cannot_be_written_raises_instead_of_hanging(tmp_path: Path) -> None:
     class _Full(Journal):
-        def append(self, records: object) -> None:
+        def append_plain(self, rows: object) -> None:
             raise OSError("no space left on device")
 
     async def run() -> None:

@@ -14,9 +14,10 @@ from actors.pairing import PairStream, as_shard
 from veripo_ray import codec, config
 from veripo_ray.errors import DataError
 from veripo_ray.journal import RunJournals, read_pairs
-from veripo_ray.records import Group, Kind, Pair, Question, Rollout, Verdict
+from veripo_ray.records import Group, Kind, Pair, Question, Rollout
 from veripo_ray.verifier.judges import Rules
 from veripo_ray.verifier.verify import Item, verify
+from veripo_ray.verifier.wire import PlainVerdict
 
 CHECKS = config.Checks(min_think_tokens=1)
 RIGHT = "<think> f1 red 1 f2 blue 1 so {n} </think> <answer> {n} </answer>"
@@ -29,10 +30,10 @@ class _Client:
     def __init__(self, free: int, gate: asyncio.Event) -> None:
         self.free, self.gate = free, gate
 
-    async def averify(self, items: Sequence[Item]) -> list[Verdict]:
+    async def averify_plain(self, items: Sequence[Item]) -> list[PlainVerdict]:
         if int(items[0].question_id) >= self.free:
             await self.gate.wait()
-        return verify(items, Rules(), CHECKS)
+        return [verdict.model_dump() for verdict in verify(items, Rules(), CHECKS)]
 
 
 class _Reference:

@@ -23,7 +23,13 @@ class Prompt:
 
 
 def build_prompt(tokenizer: Any, question: Question, template: str) -> Prompt:
-    """Chat prompt of a question: its media, then the rendered template, then the assistant's turn.
+    """`build_prompts` of one question."""
+    return build_prompts(tokenizer, [question], template)[0]
+
+
+def build_prompts(tokenizer: Any, questions: Sequence[Question], template: str) -> list[Prompt]:
+    """Chat prompts of questions: each's media, then the rendered template, then the assistant's
+    turn.
 
     tokenizer: a transformers tokenizer with a chat template. Raises CheckpointError without one.
     """
@@ -32,14 +38,18 @@ def build_prompt(tokenizer: Any, question: Question, template: str) -> Prompt:
             "the checkpoint's tokenizer has no chat template",
             fix="add chat_template.jinja to the checkpoint's folder",
         )
-    media: list[dict[str, str]] = [{"type": "video"}] if question.video else []
+    if not questions:
+        return []
+    chats = [[{"role": "user", "content": _content(one, template)}] for one in questions]
+    texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [Prompt(text, np.array(row, np.int32)) for text, row in zip(texts, ids, strict=True)]
+
+
+def _content(question: Question, template: str) -> list[dict[str, str]]:
+    media = [{"type": "video"}] if question.video else []
     media += [{"type": "image"} for _ in question.images]
-    content = [*media, {"type": "text", "text": render(question, template)}]
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return Prompt(text, np.asarray(ids, dtype=np.int32))
+    return [*media, {"type": "text", "text": render(question, template)}]
 
 
 def expand(ids: np.ndarray, features: Sequence[Media], spec: Spec, tokenizer: Any) -> np.ndarray:

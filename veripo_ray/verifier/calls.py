@@ -93,9 +93,15 @@ class Stream:
             raise TryAgainError(f"its reply ended {len(self._missing)} verdicts early")
 
 
-def verify(items: Sequence[Item], batch: int, judge: JudgeAsked) -> list[Call[list[Verdict]]]:
+def verify(
+    items: Sequence[Item],
+    batch: int,
+    judge: JudgeAsked,
+    read: Callable[[bytes, int], list[T]],
+) -> list[Call[list[T]]]:
+    """read: `wire.read_verdicts` or `wire.read_plain_verdicts`."""
     return [
-        Call(_verify_path(judge), _reads_verdicts(len(few)), wire.write_items(few))
+        Call(_verify_path(judge), _expecting(len(few), read), wire.write_items(few))
         for few in _batches(items, batch)
     ]
 
@@ -134,8 +140,8 @@ def _request(url: str, path: str, content: bytes | None, accept: str) -> dict[st
     }
 
 
-def _reads_verdicts(expected: int) -> Callable[[bytes], list[Verdict]]:
-    return lambda body: wire.read_verdicts(body, expected)
+def _expecting(count: int, read: Callable[[bytes, int], list[T]]) -> Callable[[bytes], list[T]]:
+    return lambda body: read(body, count)
 
 
 def _reads_pairs(body: bytes) -> list[QuestionPairs]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import httpx
 
 from veripo_ray.records import Verdict
-from veripo_ray.verifier import calls
+from veripo_ray.verifier import calls, wire
 from veripo_ray.verifier.calls import Call, Stream
 from veripo_ray.verifier.retrying import Attempts, TryAgainError
 from veripo_ray.verifier.shapes import AnyLabel, Info, QuestionPairs, Rollouts, Score
@@ -78,12 +78,20 @@ class VerifierClient:
 
     def verify(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict an item, in order."""
-        batches = calls.verify(items, self._batch, self._judge)
+        batches = calls.verify(items, self._batch, self._judge, wire.read_verdicts)
         with self._connected() as http:
             return [verdict for call in batches for verdict in self._send(http, call)]
 
     async def averify(self, items: Sequence[Item]) -> list[Verdict]:
-        batches = calls.verify(items, self._batch, self._judge)
+        batches = calls.verify(items, self._batch, self._judge, wire.read_verdicts)
+        return await self._averified(batches)
+
+    async def averify_plain(self, items: Sequence[Item]) -> list[wire.PlainVerdict]:
+        """As `averify`, each as its `model_dump`: see `wire.read_plain_verdicts`."""
+        batches = calls.verify(items, self._batch, self._judge, wire.read_plain_verdicts)
+        return await self._averified(batches)
+
+    async def _averified(self, batches: Sequence[Call[list[calls.T]]]) -> list[calls.T]:
         async with self._aconnected() as http:
             return [verdict for call in batches for verdict in await self._asend(http, call)]
 

@@ -23,13 +23,17 @@ from veripo_ray.verifier.verify import Item
 __all__ = [
     "JSON",
     "MSGPACK",
+    "PlainVerdict",
     "TooLargeError",
+    "first_error",
     "read_items",
+    "read_plain_verdicts",
     "read_verdicts",
     "write_items",
     "write_verdicts",
 ]
 
+PlainVerdict = dict[str, Any]  # a verdict as it travels: what its `model_dump` gives
 VALUES_PER_ITEM = 80  # its fields and, at most, its options
 _SHAPE = 'send {"items": [{"kind": ..., "gold": ..., "response": ...}, ...]}'
 
@@ -68,10 +72,45 @@ def read_verdicts(body: bytes, expected: int) -> list[Verdict]:
     try:
         verdicts = list(VerifyReply.model_validate(codec.load_plain(body)).verdicts)
     except ValidationError as error:
-        raise DataError(f"the reply holds no verdicts: {bodies.first_problem(error)}") from None
+        raise _no_verdicts(bodies.first_problem(error)) from None
+    _check_answered(verdicts, expected)
+    return verdicts
+
+
+def read_plain_verdicts(body: bytes, expected: int) -> list[PlainVerdict]:
+    """As `read_verdicts`, for who puts them into a journal, whose readers check every one. Checked
+    here are what `first_error` needs and, whole, the first: a verifier of another release is found
+    out. It takes a third of the time."""
+    reply = codec.load_plain(body)
+    verdicts = reply.get("verdicts") if isinstance(reply, dict) else None
+    if not isinstance(verdicts, list) or len(reply) > 1:
+        raise _no_verdicts("it is not one key, verdicts, with an array")
+    _check_answered(verdicts, expected)
+    try:
+        for first in verdicts[:1]:
+            Verdict.model_validate(first)
+        for verdict in verdicts:
+            first_error(verdict)
+    except ValidationError as error:
+        raise _no_verdicts(bodies.first_problem(error)) from None
+    except (KeyError, TypeError) as error:
+        raise _no_verdicts(f"one has no checks ({error})") from None
+    return verdicts
+
+
+def first_error(verdict: PlainVerdict) -> str | None:
+    """`Verdict.error` of a plain one."""
+    found = (f"{check['name']}: {check['error']}" for check in verdict["checks"] if check["error"])
+    return next(found, None)
+
+
+def _no_verdicts(why: str) -> DataError:
+    return DataError(f"the reply holds no verdicts: {why}")
+
+
+def _check_answered(verdicts: Sequence[Any], expected: int) -> None:
     if len(verdicts) != expected:
         raise DataError(f"the reply holds {len(verdicts)} verdicts for {expected} items")
-    return verdicts
 
 
 def _item(row: Any) -> Item | str:

@@ -11,16 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veripo_ray.errors import DataError
-from veripo_ray.records import Kind
+from veripo_ray.records import Kind, Verdict
 from veripo_ray.verifier import wire
 from veripo_ray.verifier.judges import Rules
-from veripo_ray.verifier.verify import Item, verify
+from veripo_ray.verifier.verify import Item, undecided, verify
 
 FORMATS = {wire.JSON: lambda value: json.dumps(value).encode(), wire.MSGPACK: msgpack.packb}
 ITEM = Item(kind=Kind.CHOICE, gold="B", options=("red", "blue"), response="<think> so B")
 ROW = ITEM.model_dump(mode="json")
 
 both = pytest.mark.parametrize("media_type", FORMATS)
+plain_or_not = pytest.mark.parametrize(
+    "read_verdicts", [wire.read_verdicts, wire.read_plain_verdicts]
+)
 
 
 def read(media_type: str, message: Any, max_items: int = 100) -> list[Item | str]:
@@ -107,17 +110,43 @@ def test_verdicts_are_written_in_both_formats(media_type):
     body = wire.write_verdicts(verdicts, media_type)
     if media_type == wire.MSGPACK:
         assert wire.read_verdicts(body, 1) == verdicts
+        (plain,) = wire.read_plain_verdicts(body, 1)
+        assert Verdict.model_validate(plain) == verdicts[0]
     else:
         assert json.loads(body)["verdicts"][0]["checks"][0]["name"] == "format"
 
 
-@pytest.mark.parametrize("reply", [b"", b"\xc1", msgpack.packb({}), msgpack.packb([1])])
-def test_a_reply_that_holds_no_verdicts_is_refused(reply):
-    with pytest.raises(DataError):
-        wire.read_verdicts(reply, 1)
+@plain_or_not
+@pytest.mark.parametrize(
+    "message",
+    [{}, [1], {"verdicts": 3}, {"verdicts": [3]}, {"verdicts": [{"checks": [{"name": "a"}]}]}],
+)
+def test_a_reply_that_holds_no_verdicts_is_refused(read_verdicts, message):
+    with pytest.raises(DataError, match="no verdicts"):
+        read_verdicts(msgpack.packb(message), 1)
 
 
-def test_a_reply_of_another_length_is_refused():
+@plain_or_not
+@pytest.mark.parametrize("reply", [b"", b"\xc1"])
+def test_a_reply_that_is_not_msgpack_is_refused(read_verdicts, reply):
+    with pytest.raises(DataError, match="msgpack"):
+        read_verdicts(reply, 1)
+
+
+@plain_or_not
+def test_a_reply_of_another_length_is_refused(read_verdicts):
     body = wire.write_verdicts(verify([ITEM], Rules()), wire.MSGPACK)
     with pytest.raises(DataError, match="1 verdicts for 2 items"):
-        wire.read_verdicts(body, 2)
+        read_verdicts(body, 2)
+
+
+def test_plain_verdicts_of_which_any_has_no_checks_are_refused():
+    good = verify([ITEM], Rules())[0].model_dump()
+    for bad in ({}, {"checks": 3}, {"checks": [{"name": "format"}]}, None):
+        with pytest.raises(DataError, match="no verdicts"):
+            wire.read_plain_verdicts(msgpack.packb({"verdicts": [good, bad]}), 2)
+
+
+def test_the_error_of_a_plain_verdict_is_that_of_the_verdict():
+    for verdict in (*verify([ITEM], Rules()), undecided("the judge is down")):
+        assert wire.first_error(verdict.model_dump()) == verdict.error
