@@ -125,12 +125,6 @@ class Seats:
             self._groups.remove(seat.group)
             remove_placement_group(seat.group)
 
-    def room(self) -> bool:
-        """Whether some node has room for one more rollout worker now."""
-        bundle = self._bundle(0)
-        free = cluster_now(free=True).nodes
-        return any(node.cpus >= bundle.cpus and node.gpus >= bundle.gpus for node in free)
-
     def _bundle(self, number: int) -> Bundle:
         """Of a rollout worker; those beyond the plan are like its first."""
         planned = number < self.plan.run.rollout.workers

@@ -399,13 +399,7 @@ class Team:
     # --- rollout workers that join: see `actors.workers.Host`
 
     async def start_worker(self, number: int, limit_s: float) -> Any:
-        """One that starts from the run's first weights, which stay where they are. Not beside a
-        learner rank, on a GPU that leaves vLLM no room to start."""
-        if self._turns.shared:
-            raise ResourceError(
-                "placement.layout = colocated: a rollout worker that is lost is not replaced",
-                fix="stop the run and go on with --resume, which starts all of them",
-            )
+        """One that starts from the run's first weights, which stay where they are."""
         await self.seats.another(number, limit_s)
         return self._worker(number, str(self.checkpoint), version=-1)
 
@@ -414,8 +408,11 @@ class Team:
             ray.kill(worker)
         self.seats.leave(number)
 
-    def has_room_for_worker(self) -> bool:
-        return not self._turns.shared and self.seats.room()
+    @property
+    def replaces_workers(self) -> bool:
+        """Not on a GPU on which a learner rank leaves vLLM no room to start. A run that is left
+        with too few of them goes back to its last checkpoint, and starts them all."""
+        return not self._turns.shared
 
     @property
     def can_catch_up(self) -> bool:

@@ -37,12 +37,15 @@ class Host(Protocol):
     """Where workers are started, and whose weights they serve."""
 
     async def start_worker(self, number: int, limit_s: float) -> Any:
-        """The handle of a new one, as soon as the cluster has room for it."""
+        """The handle of a new one, as soon as the cluster has room for it; ResourceError when it
+        has found none in time. Its autoscaler sees what is waited for."""
 
     def end_worker(self, number: int, worker: Any) -> None:
         """End it (None: it did not start), and give back its place."""
 
-    def has_room_for_worker(self) -> bool: ...
+    @property
+    def replaces_workers(self) -> bool:
+        """Whether one can be started beside what is at work."""
 
     @property
     def can_catch_up(self) -> bool:
@@ -53,8 +56,8 @@ class Host(Protocol):
 
 
 class Workers:
-    """Keeps `cfg.workers` rollout workers there, more (up to `cfg.max_workers`) where there is room
-    for them, and tells who wants to sample when they are fewer than `cfg.min_workers`.
+    """Keeps `cfg.workers` rollout workers there, more (up to `cfg.max_workers`) where the cluster
+    has or finds room, and tells who wants to sample when they are fewer than `cfg.min_workers`.
 
     there: by number, the lowest free one for each that joins; joins: how often one has joined.
     """
@@ -88,10 +91,13 @@ class Workers:
         self._keeper = asyncio.create_task(self._keep())
 
     async def enough(self) -> None:
-        """Return when `min_workers` are there; ResourceError when they are not in time. Who samples
-        while the learner steps waits for nobody, since the next weights wait for who samples."""
+        """Return when `min_workers` are there; ResourceError when they are not in time, LostError
+        when they cannot come. Who samples while the learner steps waits for nobody, since the next
+        weights wait for who samples."""
         deadline = time.monotonic() + self._cfg.join_timeout_s
         while len(self.there) < self._cfg.min_workers:
+            if not self._host.replaces_workers:
+                raise self._irreplaceable()
             if not self._host.can_catch_up:
                 self._require_one()
                 return
@@ -109,6 +115,13 @@ class Workers:
                 f"to sample with weights that it had. {self._last_failure}".rstrip(),
                 fix="go on with --resume; see its log for why it was lost",
             )
+
+    def _irreplaceable(self) -> LostError:
+        return LostError(
+            f"rollout workers: {len(self.there)} left, rollout.min_workers = "
+            f"{self._cfg.min_workers}; with placement.layout = colocated none is replaced alone",
+            fix="see its log for why it was lost; then go on with --resume",
+        )
 
     def _too_few(self) -> ResourceError:
         return ResourceError(
@@ -170,16 +183,15 @@ class Workers:
             await asyncio.sleep(LOOK_S)
 
     def _fill(self) -> None:
-        """Start as many as are missing, for which the cluster may have to find room; one more at a
-        time where there is room already."""
+        """Ask the cluster for as many as are missing or, when none are, for one more at a time."""
         taken = self.there.keys() | self._coming.keys()
         free = [n for n in range(self._cfg.most_workers) if n not in taken]
         missing = self._cfg.workers - len(taken)
-        if not free or self._keeper is None or time.monotonic() < self._retry_at:
+        if not free or self._keeper is None or not self._host.replaces_workers:
             return
-        if missing <= 0:
-            missing = int(not self._coming and self._host.has_room_for_worker())
-        for number in free[:missing]:
+        if time.monotonic() < self._retry_at:
+            return
+        for number in free[: max(missing, int(not self._coming))]:
             self._coming[number] = asyncio.create_task(self._join(number))
 
     async def _join(self, number: int) -> None:
@@ -195,7 +207,9 @@ class Workers:
         except (VeripoError, RayError) as error:
             self._last_failure = f"The last that was started: {error}"
             self._retry_at = time.monotonic() + RETRY_S
-            log.warning("rollout worker %d could not join: %s", number, error)
+            needed = len(self.there) < self._cfg.workers
+            level = logging.WARNING if needed else logging.INFO
+            log.log(level, "rollout worker %d could not join: %s", number, error)
         finally:
             del self._coming[number]
             if number not in self.there:

@@ -19,7 +19,7 @@ from actors.dealing import Dealer, deal_out, dealt, requests
 from actors.feed import Task
 from actors.workers import Workers
 from veripo_ray import config
-from veripo_ray.errors import DataError, EngineError, ResourceError, VeripoError
+from veripo_ray.errors import DataError, EngineError, LostError, ResourceError, VeripoError
 from veripo_ray.records import Group, Kind, Question, Rollout
 from veripo_ray.sampler import Sampled
 
@@ -91,10 +91,7 @@ class _Leader:
     def end_worker(self, number: int, worker: Any) -> None:
         ray.kill(worker)
 
-    def has_room_for_worker(self) -> bool:
-        return True
-
-    can_catch_up = True
+    can_catch_up = replaces_workers = True
 
     async def catch_up(self, worker: Any) -> None:
         await worker.catch_up.remote()
@@ -227,4 +224,17 @@ def test_with_fewer_workers_than_wanted_sampling_waits_and_says_so_in_time(actor
     ray.kill(dead)
     leader = actor(_Leader, CANNOT_START, join_timeout_s=2.0)
     with pytest.raises(ResourceError, match=r"0 left, rollout.min_workers = 1"):
+        _get(leader.all.remote(4, [dead]))
+
+
+def test_where_none_can_be_replaced_too_few_are_a_loss_at_once(actor) -> None:
+    """Then the run goes back to its last checkpoint, instead of waiting for nobody."""
+
+    class _Colocated(_Leader):
+        replaces_workers = False
+
+    dead = actor(_Worker, 0.0)
+    ray.kill(dead)
+    leader = actor(_Colocated, (0.0,), join_timeout_s=600.0)
+    with pytest.raises(LostError, match=r"min_workers = 1; with placement.layout = colocated"):
         _get(leader.all.remote(4, [dead]))

@@ -78,3 +78,24 @@ def test_what_is_not_free_in_time_is_named_and_nothing_stays_held(ray_session: s
     assert _groups("CREATED") == held
     assert _groups("PENDING") == 0
     remove_placement_group(taken)
+
+
+def test_one_more_worker_is_a_demand_that_the_cluster_sees_until_it_has_room(
+    ray_session: str,
+) -> None:
+    async def another() -> None:
+        seats = await Seats.take(_run(rollout={"workers": 1, "max_workers": 2}))
+        try:
+            taken = placement_group([{"CPU": cluster_now(free=True).total("CPU")}])
+            await taken.ready()
+            asking = asyncio.ensure_future(seats.another(1, limit_s=60))
+            while not _groups("PENDING"):  # what an autoscaler adds nodes for
+                assert not asking.done()
+                await asyncio.sleep(0.05)
+            remove_placement_group(taken)
+            await asking
+            assert seats.of(Role.ROLLOUT, 1)["num_cpus"] > 0
+        finally:
+            seats.release()
+
+    asyncio.run(asyncio.wait_for(another(), 120))

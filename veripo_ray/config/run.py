@@ -80,8 +80,8 @@ class Rollout(Settings):
     )
     max_workers: Count | None = Field(
         None,
-        description="what the cluster has free beyond the run's needs, new nodes too, is used for "
-        "so many; None: as many as `workers` [ours]",
+        description="the cluster, and its autoscaler, is asked for so many, one at a time beyond "
+        "`workers`; None: as many as `workers` [ours]",
     )
     join_timeout_s: Positive = Field(
         900.0, description="longest wait for min_workers; a new worker may take as long to start"
