@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
-from actors.dealing import Dealt, requests
+from actors.dealing import Dealt, handed_over, requests
 from actors.metrics import Worker
 from actors.whereabouts import myself
 from veripo_ray import config
@@ -17,9 +16,6 @@ from veripo_ray.storage import here
 from veripo_ray.weights import Manifest, Snapshot
 
 log = logging.getLogger(__name__)
-# Handing a result to Ray costs this process about a millisecond. A model small enough to finish
-# many groups in this time hands them over together; of any other each group goes out at once.
-HOLD_S = 0.1
 
 
 class RolloutWorker:
@@ -65,15 +61,16 @@ class RolloutWorker:
     def sample(
         self, share: Sequence[Dealt], dealer: Any = None, name: str = "", **sampling: Any
     ) -> Iterator[list[Sampled]]:
-        """Yield the questions' groups as they finish; `sampling` is that of `Sampler.bundles`.
+        """Yield the questions' groups as they finish; `sampling` is that of `Sampler.steps`.
 
         share: questions to begin with; dealer: who has more of them for the sampling `name`, see
         `actors.dealing`. Equal questions in equal order and a seed give equal groups; with
         `seed_each` a question gives an equal group whoever asks it, and when.
         """
         asked = requests(share, dealer, name)
-        bundles = partial(self.sampler.bundles, hold_s=HOLD_S, **sampling)
-        yield from self.worker.sampling(asked, bundles)
+        yield from self.worker.sampling(
+            asked, lambda timed: handed_over(self.sampler.steps(timed, **sampling))
+        )
 
     # --- weights: see `actors.syncing`
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,26 @@ import numpy as np
 import ray
 from _synthetic import RESPONSE, SyntheticEncoder
 
-from actors.dealing import Dealt, requests
+from actors.dealing import Dealt, handed_over, requests
 from actors.team import Team
 from veripo_ray import codec
 from veripo_ray.policy.prompting import expand
 from veripo_ray.policy.qwen_vl import load_tokenizer, read_spec
 from veripo_ray.records import Group, Pair, Rollout
-from veripo_ray.sampler import Sampled
+from veripo_ray.sampler import Sampled, SampleRequest
 from veripo_ray.weights import Manifest, Snapshot
 
 HOSTED = 16
-COSTS = "costs.jsonl"
+COSTS, HOLD = "costs.jsonl", "hold_s"
 PADDING = 200  # tokens a response, about, which the journal, the learner and the verifier carry
 
 
 class Host:
     """HOSTED rollout workers: every one of their calls gets a thread of its own."""
 
-    def __init__(self, checkpoint: str) -> None:
+    def __init__(self, checkpoint: str, hold_s: float) -> None:
         self._tokenizer, self._spec = load_tokenizer(checkpoint), read_spec(checkpoint)
+        self._hold_s = hold_s
         self._rollout = functools.cache(self._written)
         self._version = self._coming = 0
 
@@ -53,7 +54,10 @@ class Host:
     def sample(
         self, share: Sequence[Dealt], dealer: Any = None, hand: str = "", *, n: int, **_: Any
     ) -> Iterator[list[Sampled]]:
-        for request in requests(share, dealer, hand):
+        return handed_over(self._steps(requests(share, dealer, hand), n), self._hold_s)
+
+    def _steps(self, asked: Iterator[SampleRequest], n: int) -> Generator[list[Sampled]]:
+        for request in asked:
             number = int(request.id.rsplit("-", 1)[1])
             prompt = expand(request.prompt_ids, request.features, self._spec, self._tokenizer)
             rollouts = tuple(self._rollout(number % 4, wrong, self._version) for wrong in range(n))
@@ -146,7 +150,8 @@ class FakeTeam(Team):
     def _worker(self, number: int, *_: object, **__: object) -> Any:
         if number % HOSTED == 0:
             options = {"num_cpus": 0, "max_concurrency": 2 * HOSTED}
-            self._host = ray.remote(Host).options(**options).remote(str(self.checkpoint))
+            hold_s = float((self.run.output.parent / HOLD).read_text())
+            self._host = ray.remote(Host).options(**options).remote(str(self.checkpoint), hold_s)
         return _Lane(self._host)
 
     def _actor(self, *_: object) -> Any:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray import cloudpickle
 
-from actors.dealing import Dealer, deal_out, dealt, requests
+from actors.dealing import Dealer, deal_out, dealt, handed_over, requests
 from actors.feed import Task
 from actors.workers import Workers
 from veripo_ray import config
@@ -137,6 +137,42 @@ def actor(ray_session: str) -> Iterator[Any]:
 
 def _get(reference: Any) -> Any:
     return ray.get(reference, timeout=120)
+
+
+def _step(*ids: str) -> list[Sampled]:
+    return [Sampled(id_, np.zeros(0, np.int32), ()) for id_ in ids]
+
+
+def test_groups_that_finish_soon_after_each_other_are_handed_over_together() -> None:
+    steps = [[], _step("a"), _step("b"), [], _step("c", "d"), []]
+    bundles = handed_over((step for step in steps), hold_s=60)
+    assert [[each.id for each in bundle] for bundle in bundles] == [["a"], ["b", "c", "d"]]
+
+
+def test_a_group_that_has_waited_is_handed_over_at_the_next_step_whatever_that_finishes() -> None:
+    def slow() -> Iterator[list[Sampled]]:
+        yield from (_step("a"), _step("b"))
+        time.sleep(0.02)
+        yield from ([], [], _step("c"))
+
+    bundles = handed_over(slow(), hold_s=0.01)
+    assert [[each.id for each in bundle] for bundle in bundles] == [["a"], ["b"], ["c"]]
+
+
+def test_who_takes_no_more_ends_the_steps() -> None:
+    ended = []
+
+    def steps() -> Iterator[list[Sampled]]:
+        try:
+            while True:
+                yield _step("a")
+        finally:
+            ended.append(True)
+
+    bundles = handed_over(steps())
+    assert next(bundles)
+    bundles.close()
+    assert ended
 
 
 def test_a_slow_worker_leaves_the_rest_to_the_others(actor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -105,12 +104,12 @@ class Sampler:
     # --- sampling -------------------------------------------------------------------------------
 
     def sample(self, requests: Iterable[SampleRequest], **sampling: Any) -> Iterator[Sampled]:
-        """Yield every group as soon as it is finished; `sampling` is that of `bundles`."""
-        with closing(self.bundles(requests, **sampling)) as bundles:
-            for bundle in bundles:
-                yield from bundle
+        """Yield every group as soon as it is finished; `sampling` is that of `steps`."""
+        with closing(self.steps(requests, **sampling)) as steps:
+            for finished in steps:
+                yield from finished
 
-    def bundles(
+    def steps(
         self,
         requests: Iterable[SampleRequest],
         *,
@@ -120,10 +119,9 @@ class Sampler:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         seed_each: bool = False,
-        hold_s: float = 0.0,
     ) -> Generator[list[Sampled], None, None]:
-        """Yield the groups of n rollouts, one a request, as they are finished: those of one step
-        together, and with `hold_s` those of the steps within so many seconds of the last yield.
+        """Yield after every step of the engine, each a token of everything in its batch, the groups
+        of n rollouts, one a request, that it finished: mostly none.
 
         Requests are pulled one at a time, when the engine's batch has room. The log-probabilities
         are those of the distribution that was sampled from: temperature and penalty applied,
@@ -150,8 +148,8 @@ class Sampler:
                 repetition_penalty=repetition_penalty,
             )
             own_seeds = seed if seed_each else None
-            with closing(self._groups(iter(requests), settings, own_seeds, hold_s)) as groups:
-                yield from self._counted(groups)
+            with closing(self._groups(iter(requests), settings, own_seeds)) as steps:
+                yield from self._counted(steps)
         finally:
             self._sampling = False
 
@@ -160,28 +158,20 @@ class Sampler:
         requests: Iterator[SampleRequest],
         settings: SamplingParams,
         seed: int | None,
-        hold_s: float,
     ) -> Generator[list[Sampled], None, None]:
         """Fill the batch, compute a token of everything in it, hand out what that finished."""
-        finished: list[Sampled] = []
-        handed_out = -math.inf
         try:
             while self._fill(requests, settings, seed):
-                finished += map(self._group, self._step())
-                if finished and time.monotonic() - handed_out >= hold_s:
-                    yield finished
-                    finished, handed_out = [], time.monotonic()
-            if finished:
-                yield finished
+                yield [self._group(answer) for answer in self._step()]
         finally:
             if self._in_flight and self.state is not State.DEAD:
                 self._engine.abort(list(self._in_flight))
             self._in_flight.clear()
 
-    def _counted(self, groups: Iterator[list[Sampled]]) -> Iterator[list[Sampled]]:
+    def _counted(self, steps: Iterator[list[Sampled]]) -> Iterator[list[Sampled]]:
         while True:
             started = time.perf_counter()
-            finished = next(groups, None)
+            finished = next(steps, None)
             self.stats.seconds += time.perf_counter() - started
             if finished is None:
                 return
