@@ -54,7 +54,7 @@ class Host:
     def sample(
         self, share: Sequence[Dealt], dealer: Any = None, hand: str = "", *, n: int, **_: Any
     ) -> Iterator[list[Sampled]]:
-        return handed_over(self._steps(requests(share, dealer, hand), n), self._hold_s)
+        yield from handed_over(self._steps(requests(share, dealer, hand), n), self._hold_s)
 
     def _steps(self, asked: Iterator[SampleRequest], n: int) -> Generator[list[Sampled]]:
         for request in asked:
