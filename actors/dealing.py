@@ -29,9 +29,11 @@ from veripo_ray.records import Group
 from veripo_ray.sampler import Sampled, SampleRequest
 
 FETCHED_AT_ONCE = 16
-# Handing a result to Ray costs a worker about a millisecond, and the coordinator half of one. A
-# worker that finishes many groups in this time hands them over together; any other each at once.
+# Handing a result to Ray costs a worker about a millisecond, and the coordinator half of one. So
+# what a worker finishes within this time it hands over together; of many workers it is more, so
+# that the coordinator gets no more than BUNDLES_A_SECOND of all. Nobody waits for a single group.
 HOLD_S = 0.1
+BUNDLES_A_SECOND = 100
 LOOK_S = 1.0  # after which a worker that joins in the middle of a sampling gets its share of it
 Dealt = tuple[str, Any, tuple[Any]]  # id, prompt ids, and a reference that Ray leaves unresolved
 Event = tuple[str, Sampled | BaseException | None]  # of a hand: a group, or how its stream ended
@@ -101,18 +103,25 @@ class _Sampling:
         self._room, self._limit_s = room, limit_s
         self._left = deque(dealt(task) for task in tasks)
         self._held: dict[str, dict[str, Dealt]] = {}
+        self._dealt: dict[str, tuple[int, float]] = {}  # how many a hand got last, and when
         self._streams: dict[str, tuple[int, Any, asyncio.Task[None]]] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._serial, self._joins = itertools.count(), -1
 
     def deal(self, hand: str) -> list[Dealt]:
-        """More of those nobody has: of every worker's part of them a quarter, at least one. None
-        when the hand was given up."""
+        """More of those nobody has: a quarter of a worker's part of them, at least one; to a worker
+        that comes back at once twice what it got before, but no more than its part. None when the
+        hand was given up."""
         held = self._held.get(hand)
         if held is None:
             return []
-        many = -(-len(self._left) // (4 * len(self._streams)))
-        dealt = [self._left.popleft() for _ in range(min(many, self._room))]
+        part = len(self._left) / len(self._streams)
+        many, now = part / 4, time.monotonic()
+        before, at = self._dealt.get(hand, (0, -math.inf))
+        if now - at < HOLD_S:
+            many = min(part, max(many, 2 * before))
+        dealt = [self._left.popleft() for _ in range(min(math.ceil(many), self._room))]
+        self._dealt[hand] = len(dealt), now
         held.update((question[0], question) for question in dealt)
         return dealt
 
@@ -154,7 +163,9 @@ class _Sampling:
 
     async def _read(self, hand: str, worker: Any, share: Sequence[Dealt]) -> None:
         me = ray.get_runtime_context().current_actor if self._left else None
-        stream = _sampled(worker, share, me, hand, self._settings, self._limit_s)
+        hold_s = max(HOLD_S, len(self._workers.there) / BUNDLES_A_SECOND)
+        settings = {"hold_s": hold_s, **self._settings}
+        stream = _sampled(worker, share, me, hand, settings, self._limit_s)
         async for sampled in stream:
             self._events.put_nowait((hand, sampled))
 
@@ -250,17 +261,18 @@ def _requests(questions: Sequence[Dealt]) -> Iterator[SampleRequest]:
         yield SampleRequest(id_, prompt_ids, found)
 
 
-def handed_over(
-    steps: Generator[list[Sampled]], hold_s: float = HOLD_S
-) -> Generator[list[Sampled]]:
-    """What an engine's steps finish, mostly nothing, in bundles at least `hold_s` seconds apart."""
+def handed_over(steps: Generator[list[Sampled]], hold_s: float) -> Generator[list[Sampled]]:
+    """What an engine's steps finish, mostly nothing, in bundles in which the first has waited for
+    `hold_s` seconds. The last one waits for nothing."""
     bundle: list[Sampled] = []
-    last = -math.inf
+    since = 0.0
     with closing(steps):
         for finished in steps:
+            if finished and not bundle:
+                since = time.monotonic()
             bundle += finished
-            if bundle and time.monotonic() - last >= hold_s:
+            if bundle and time.monotonic() - since >= hold_s:
                 yield bundle
-                bundle, last = [], time.monotonic()
+                bundle = []
         if bundle:
             yield bundle

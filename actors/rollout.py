@@ -59,17 +59,24 @@ class RolloutWorker:
         return self.sampler.version
 
     def sample(
-        self, share: Sequence[Dealt], dealer: Any = None, name: str = "", **sampling: Any
+        self,
+        share: Sequence[Dealt],
+        dealer: Any = None,
+        name: str = "",
+        *,
+        hold_s: float = 0.0,
+        **sampling: Any,
     ) -> Iterator[list[Sampled]]:
         """Yield the questions' groups as they finish; `sampling` is that of `Sampler.steps`.
 
-        share: questions to begin with; dealer: who has more of them for the sampling `name`, see
+        share: questions to begin with; hold_s: longest time that a group waits for others to be
+        yielded with; dealer: who has more of them for the sampling `name`, see
         `actors.dealing`. Equal questions in equal order and a seed give equal groups; with
         `seed_each` a question gives an equal group whoever asks it, and when.
         """
         asked = requests(share, dealer, name)
         yield from self.worker.sampling(
-            asked, lambda timed: handed_over(self.sampler.steps(timed, **sampling))
+            asked, lambda timed: handed_over(self.sampler.steps(timed, **sampling), hold_s)
         )
 
     # --- weights: see `actors.syncing`

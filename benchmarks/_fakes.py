@@ -27,16 +27,16 @@ from veripo_ray.sampler import Sampled, SampleRequest
 from veripo_ray.weights import Manifest, Snapshot
 
 HOSTED = 16
-COSTS, HOLD = "costs.jsonl", "hold_s"
+COSTS, SINGLY = "costs.jsonl", "singly"
 PADDING = 200  # tokens a response, about, which the journal, the learner and the verifier carry
 
 
 class Host:
     """HOSTED rollout workers: every one of their calls gets a thread of its own."""
 
-    def __init__(self, checkpoint: str, hold_s: float) -> None:
+    def __init__(self, checkpoint: str, *, holds: bool) -> None:
         self._tokenizer, self._spec = load_tokenizer(checkpoint), read_spec(checkpoint)
-        self._hold_s = hold_s
+        self._holds = holds
         self._rollout = functools.cache(self._written)
         self._version = self._coming = 0
 
@@ -52,9 +52,17 @@ class Host:
         self._version = self._coming
 
     def sample(
-        self, share: Sequence[Dealt], dealer: Any = None, hand: str = "", *, n: int, **_: Any
+        self,
+        share: Sequence[Dealt],
+        dealer: Any = None,
+        hand: str = "",
+        *,
+        n: int,
+        hold_s: float = 0.0,
+        **_: Any,
     ) -> Iterator[list[Sampled]]:
-        yield from handed_over(self._steps(requests(share, dealer, hand), n), self._hold_s)
+        steps = self._steps(requests(share, dealer, hand), n)
+        yield from handed_over(steps, hold_s if self._holds else 0.0)
 
     def _steps(self, asked: Iterator[SampleRequest], n: int) -> Generator[list[Sampled]]:
         for request in asked:
@@ -143,15 +151,17 @@ class _Lane:
 
 class FakeTeam(Team):
     """The product's team, dealing, syncing and calls; its actors are those of above. Notes CPU and
-    wall seconds of the process that leads, after every weight sync."""
+    wall seconds of the process that leads, after every weight sync, and the CPU seconds of that."""
 
     Encoder = SyntheticEncoder
 
     def _worker(self, number: int, *_: object, **__: object) -> Any:
         if number % HOSTED == 0:
             options = {"num_cpus": 0, "max_concurrency": 2 * HOSTED}
-            hold_s = float((self.run.output.parent / HOLD).read_text())
-            self._host = ray.remote(Host).options(**options).remote(str(self.checkpoint), hold_s)
+            holds = not (self.run.output.parent / SINGLY).exists()
+            self._host = (
+                ray.remote(Host).options(**options).remote(str(self.checkpoint), holds=holds)
+            )
         return _Lane(self._host)
 
     def _actor(self, *_: object) -> Any:
@@ -162,6 +172,8 @@ class FakeTeam(Team):
             ray.kill(worker.host)
 
     async def publish(self, version: int) -> None:
+        before = time.process_time()
         await super().publish(version)
+        cpu = time.process_time()
         with (self.run.output / COSTS).open("a") as file:
-            file.write(json.dumps([time.process_time(), time.monotonic()]) + "\n")
+            file.write(json.dumps([cpu, time.monotonic(), cpu - before]) + "\n")

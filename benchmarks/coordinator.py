@@ -7,11 +7,12 @@ dealing, journals and verifier (rules, over HTTP), and engines that answer at on
 group is eight rollouts of 200 tokens. `ms_per_group` is all CPU time of the coordinator's process,
 its threads included, over the groups of all rollout batches but the first: it draws questions, has
 their clips encoded, deals them, collects groups, rewards, journals and submits them to the
-verifier, hands them to the learner, and publishes weights. `wall_ms_per_group` is what passes on
-the clock, with workers, learner and verifier on the same cores.
+verifier, hands them to the learner, and publishes weights: `of_it_sync_ms`, three calls to every
+worker a batch. `wall_ms_per_group` is what passes on the clock, with workers, learner and verifier
+on the same cores.
 
-A worker hands over what it finished within HOLD_S seconds together, as the product's do; with
---hold 0 every group comes by itself, as they do from engines that take longer.
+Workers hand over what they finish within a tenth of a second together, as the product's do; with
+--singly every group comes by itself, as they do from engines that take longer.
 
 `phase_switch_s`: from the last grpo step to the first batch of verified pairs with reference
 scores, evaluation left out, as a run's summary says; a weight sync of these engines takes no time.
@@ -30,10 +31,9 @@ from typing import Any
 
 import ray
 from _common import write
-from _fakes import COSTS, HOLD, FakeTeam
+from _fakes import COSTS, SINGLY, FakeTeam
 from _synthetic import write_questions
 
-from actors.dealing import HOLD_S
 from cluster import launch, preflight
 from veripo_ray import recipe
 from veripo_ray.runlog import read_summary
@@ -66,7 +66,7 @@ def main() -> None:
         log_to_driver=False,
         logging_level="ERROR",
     )
-    rows = [_row(workers, args.hold) for workers in args.workers]
+    rows = [_row(workers, args.singly) for workers in args.workers]
     for row in rows:
         print(", ".join(f"{name} {value}" for name, value in row.items()))
     write(args.json, "coordinator", rows)
@@ -75,13 +75,13 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
-    parser.add_argument("--hold", type=float, default=HOLD_S, help="0: every group by itself")
+    parser.add_argument("--singly", action="store_true", help="every group comes by itself")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)  # the folder of one run
     return parser.parse_args()
 
 
-def _row(workers: int, hold_s: float) -> dict[str, Any]:
+def _row(workers: int, singly: bool) -> dict[str, Any]:
     """One run, led by a process of its own on this process's cluster."""
     with tempfile.TemporaryDirectory(prefix="veripo-coordinator-") as name:
         folder = Path(name)
@@ -92,7 +92,8 @@ def _row(workers: int, hold_s: float) -> dict[str, Any]:
         many = f"rollout: {{group_size: 8, workers: {workers}, "
         text = RUN.replace("rollout: {group_size: 8, ", many) + schedule
         (folder / "recipe.yaml").write_text(text)
-        (folder / HOLD).write_text(str(hold_s))
+        if singly:
+            (folder / SINGLY).touch()
         subprocess.run(
             [sys.executable, __file__, "--run", str(folder)],
             check=True,
@@ -103,14 +104,16 @@ def _row(workers: int, hold_s: float) -> dict[str, Any]:
         lines = (folder / "run" / COSTS).read_text().splitlines()
         summary = read_summary(folder / "run")
     syncs = [json.loads(line) for line in lines][:BATCHES]  # the last one is that of dpo
-    cpu_s, wall_s = (last - first for first, last in zip(syncs[0], syncs[-1], strict=True))
+    cpu_s, wall_s, _ = (last - first for first, last in zip(syncs[0], syncs[-1], strict=True))
+    sync_s = sum(seconds for _, _, seconds in syncs[1:])
     groups = BATCH * (len(syncs) - 1)
     assert summary is not None
     assert summary.phase_switch_seconds is not None
     return {
         "workers": workers,
-        "hold_s": hold_s,
+        "singly": singly,
         "ms_per_group": round(cpu_s / groups * 1000, 3),
+        "of_it_sync_ms": round(sync_s / groups * 1000, 3),
         "wall_ms_per_group": round(wall_s / groups * 1000, 3),
         "phase_switch_s": round(summary.phase_switch_seconds, 2),
         "groups": groups,

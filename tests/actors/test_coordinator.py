@@ -126,6 +126,10 @@ class _Verifier:
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
 
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
     async def ready(self) -> None: ...
 
     async def averify(self, items: Sequence[Item]) -> list[Verdict]:

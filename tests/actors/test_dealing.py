@@ -145,18 +145,20 @@ def _step(*ids: str) -> list[Sampled]:
 
 def test_groups_that_finish_soon_after_each_other_are_handed_over_together() -> None:
     steps = [[], _step("a"), _step("b"), [], _step("c", "d"), []]
-    bundles = handed_over((step for step in steps), hold_s=60)
-    assert [[each.id for each in bundle] for bundle in bundles] == [["a"], ["b", "c", "d"]]
+    (bundle,) = handed_over((step for step in steps), hold_s=60)
+    assert [each.id for each in bundle] == ["a", "b", "c", "d"]
+    singly = handed_over((step for step in steps), hold_s=0)
+    assert [[each.id for each in bundle] for bundle in singly] == [["a"], ["b"], ["c", "d"]]
 
 
 def test_a_group_that_has_waited_is_handed_over_at_the_next_step_whatever_that_finishes() -> None:
     def slow() -> Iterator[list[Sampled]]:
         yield from (_step("a"), _step("b"))
-        time.sleep(0.02)
+        time.sleep(0.03)
         yield from ([], [], _step("c"))
 
-    bundles = handed_over(slow(), hold_s=0.01)
-    assert [[each.id for each in bundle] for bundle in bundles] == [["a"], ["b"], ["c"]]
+    bundles = handed_over(slow(), hold_s=0.02)
+    assert [[each.id for each in bundle] for bundle in bundles] == [["a", "b"], ["c"]]
 
 
 def test_who_takes_no_more_ends_the_steps() -> None:
@@ -169,7 +171,7 @@ def test_who_takes_no_more_ends_the_steps() -> None:
         finally:
             ended.append(True)
 
-    bundles = handed_over(steps())
+    bundles = handed_over(steps(), hold_s=0)
     assert next(bundles)
     bundles.close()
     assert ended

@@ -89,6 +89,7 @@ def test_features_lie_in_the_object_store_and_whoever_gets_them_shares_them(enco
     """However small: results that Ray put into the caller's memory would be the coordinator's."""
     receipt, (features,) = call(encoder, question(video=str(media / "good.mp4")))
     assert ray.get(receipt, timeout=60)[0] < 100_000
+    ray.wait([features], timeout=60, fetch_local=False)  # the receipt is told a moment before
     assert get_object_locations([features])[features]["node_ids"]
     assert not get_object_locations([receipt])[receipt]["node_ids"]
     (first,), (again,) = ray.get(features, timeout=60), ray.get(features, timeout=60)
