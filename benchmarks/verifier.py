@@ -7,7 +7,8 @@ hundred words a response), of 32 for the vllm judge, from 1, 16 and 64 clients, 
 its next request when the last is answered. The sides take turns on the same requests, on the same
 machine as the clients:
 
-    ours    deployments.verifier on Ray Serve, --replicas of it; `vllm`: its model on Serve as well
+    ours    deployments.verifier on Ray Serve, --replicas of it; `vllm`: its model on Serve as well,
+            --judge-replicas of it, a thread each
     plain   a FastAPI server in the shape of OpenRLHF's `serve_rm` (see _plain_verifier.py), which
             does the same checks one by one, and asks the same vLLM engine for one case at a time
 
@@ -69,7 +70,8 @@ def main() -> None:
             write_model(Path(folder))
             for judge in args.judges:
                 rows += _measure(judge, folder, args)
-                write(args.json, "verifier", rows, replicas=args.replicas)
+                counts = {n: getattr(args, n) for n in ("replicas", "judge_replicas")}
+                write(args.json, "verifier", rows, **counts)
     finally:
         ray.shutdown()
 
@@ -79,6 +81,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--judges", nargs="+", choices=("rules", "vllm"), default=["rules", "vllm"])
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 16, 64])
     parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--judge-replicas", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -86,7 +89,7 @@ def _arguments() -> argparse.Namespace:
 
 def _measure(judge: str, folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     checkpoint = folder if judge == "vllm" else None
-    with _ours(judge, folder, args.replicas) as ours, _plain(checkpoint) as plain:
+    with _ours(judge, folder, args) as ours, _plain(checkpoint) as plain:
         _print_head(judge)
         urls = {"ours": ours, "plain": plain}
         rows = [_throughput(judge, urls, clients, args.rounds) for clients in args.clients]
@@ -94,7 +97,7 @@ def _measure(judge: str, folder: str, args: argparse.Namespace) -> list[dict[str
             return rows
         calm = closed(ours, _some("ours", judge, 98, 4 * REQUESTS[judge]), CALM_CLIENTS)
     wait_s = round(calm.percentile_ms(50) / 1e3, 2)
-    with _ours(judge, folder, args.replicas, max_wait_s=wait_s) as ours:
+    with _ours(judge, folder, args, max_wait_s=wait_s) as ours:
         return [*rows, _overload(judge, ours, calm) | {"max_wait_s": wait_s}]
 
 
@@ -240,14 +243,17 @@ _SHAPES = {"ours": _as_items, "plain": _as_queries}
 
 
 @contextmanager
-def _ours(judge: str, checkpoint: str, replicas: int, **limits: float) -> Iterator[str]:
+def _ours(
+    judge: str, checkpoint: str, counts: argparse.Namespace, **limits: float
+) -> Iterator[str]:
     from ray import serve
 
     port = _free_port()
     judges = settings(checkpoint).model_dump(mode="json")
+    judges["vllm"]["replicas"] = counts.judge_replicas
     args = {
         "judge": judge,
-        "replicas": replicas,
+        "replicas": counts.replicas,
         "judges": judges,
         "log_level": "WARNING",
         **limits,

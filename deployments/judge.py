@@ -28,6 +28,7 @@ Answers = list[Answered | str]
 # way to a replica or wait for one: more are refused. Once calls have to wait, Serve looks for room
 # at ever longer intervals and a sixth of the throughput is left, so a replica takes many.
 _MAX_ONGOING, _MAX_QUEUED = 256, 256
+_WORTH_A_STEP = 8  # cases: a step of fewer takes as long
 
 
 def bind(cfg: config.VllmJudge) -> Application:
@@ -56,11 +57,17 @@ class _Served:
         self._handle, self._cfg = handle, cfg
 
     async def __call__(self, prompts: Sequence[str]) -> Answers:
-        size = self._cfg.max_batch
+        size = self._size(len(prompts))
         shares = [list(prompts[start : start + size]) for start in range(0, len(prompts), size)]
         async with asyncio.TaskGroup() as group:
             asked = [group.create_task(self._share(share)) for share in shares]
         return [answer for task in asked for answer in task.result()]
+
+    def _size(self, count: int) -> int:
+        """Prompts of one call: as many as every replica gets when all share them, but no fewer
+        than are worth a step of an engine, and no more than go into one."""
+        equal = -(-count // self._cfg.replicas)
+        return min(max(equal, _WORTH_A_STEP), self._cfg.max_batch)
 
     async def _share(self, prompts: list[str]) -> Answers:
         response = self._handle.score.remote(prompts)

@@ -88,6 +88,37 @@ def ask(handle, cfg) -> Ask:
     return judge.ask(handle, cfg)
 
 
+class Replicas:
+    """A handle that answers with the number of prompts that each call had."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.score = SimpleNamespace(remote=self._score)
+
+    async def _score(self, prompts: list[str]) -> list[str]:
+        self.calls.append(len(prompts))
+        return prompts
+
+
+@pytest.mark.parametrize(
+    ("prompts", "replicas", "calls"),
+    [
+        (32, 1, [32]),
+        (32, 2, [16, 16]),  # both work for a single request
+        (10, 2, [8, 2]),  # a step of an engine is worth eight
+        (5, 4, [5]),
+        (200, 2, [64, 64, 64, 8]),  # no more than go into a step
+        (0, 2, []),
+    ],
+)
+def test_the_cases_of_a_request_are_shared_among_the_replicas(prompts, replicas, calls):
+    handle = Replicas()
+    ask = judge.ask(handle, config.VllmJudge(model="unused", replicas=replicas, max_batch=64))
+    asked = [str(number) for number in range(prompts)]
+    assert asyncio.run(ask(asked)) == asked
+    assert handle.calls == calls
+
+
 def rendered(case: Case) -> str:
     return prompts.render(
         "consistency",
