@@ -81,7 +81,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--judges", nargs="+", choices=("rules", "vllm"), default=["rules", "vllm"])
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 16, 64])
     parser.add_argument("--replicas", type=int, default=2)
-    parser.add_argument("--judge-replicas", type=int, default=2)
+    parser.add_argument("--judge-replicas", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
