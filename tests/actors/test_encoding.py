@@ -32,18 +32,27 @@ class Encoder:
     def asked(self):
         return self.calls
 
+    def anew(self, size):
+        self.__init__(size)
+
     def die(self):
         os._exit(1)
 
 
-@pytest.fixture
-def encoder(ray_session, request):
+@pytest.fixture(scope="module")
+def handle(ray_session):
     here = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(here)  # actors cannot import this module
-    handle = ray.remote(Encoder).options(num_cpus=0).remote(getattr(request, "param", 1000))
+    handle = ray.remote(Encoder).options(num_cpus=0).remote(1000)
     cloudpickle.unregister_pickle_by_value(here)
     yield handle
     ray.kill(handle)
+
+
+@pytest.fixture
+def encoder(handle, request):
+    ray.get(handle.anew.remote(getattr(request, "param", 1000)), timeout=60)
+    return handle
 
 
 def named(id_: str) -> Question:

@@ -33,11 +33,22 @@ import deepspeed
 from deepspeed.accelerator import get_accelerator
 answer = [deepspeed.__version__, get_accelerator().device_name()]
 """
+# Ray gives itself 30 s to start, which beside the other probes can be too little on two cores.
 _RAY = """
 import ray
 from ray import serve, train
-ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="error",
-         log_to_driver=False, object_store_memory=100 * 2**20)
+
+def start():
+    ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="error",
+             log_to_driver=False, object_store_memory=100 * 2**20)
+
+try:
+    start()
+except Exception as error:
+    if "timed out during startup" not in str(error):
+        raise
+    ray.shutdown()
+    start()
 assert ray.get(ray.remote(lambda: 7).remote(), timeout=100) == 7
 ray.shutdown()
 answer = ray.__version__
