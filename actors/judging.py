@@ -14,7 +14,9 @@ from veripo_ray.verifier import wire
 from veripo_ray.verifier.client import VerifierClient
 from veripo_ray.verifier.verify import Item
 
-REQUEST_GROUPS = 32  # more take longer a group, at both ends: Python looks for garbage among them
+REQUEST_GROUPS = (
+    32  # a group costs no less in larger requests, and more of them keep others waiting
+)
 REQUESTS_AT_ONCE = 4  # of all batches
 PlainJudged = dict[str, Any]  # a JudgedGroup's `model_dump`: nobody here asks what a verdict says
 

@@ -69,7 +69,8 @@ def pack_many(records: Iterable[Record]) -> bytes:
 
 
 def pack_plain(rows: Sequence[dict[str, Any]], kind: type[Record]) -> bytes:
-    """One message of what `model_dump` gives of records of this type; its reader checks them."""
+    """One message of what `model_dump` gives of records of this type: checked by its reader, and
+    before by who has it, see `plain`."""
     return _message(kind.__name__ if rows else "", rows)
 
 

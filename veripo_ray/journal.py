@@ -38,7 +38,7 @@ class Journal:
             self._append(codec.pack_many(rows))
 
     def append_plain(self, rows: Sequence[dict[str, Any]]) -> None:
-        """As `append`, of records as their `model_dump` gives them, which only readers check."""
+        """As `append`, of records as their `model_dump` gives them: see `veripo_ray.plain`."""
         if rows:
             self._append(codec.pack_plain(rows, self.kind))
 

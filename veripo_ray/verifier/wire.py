@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from veripo_ray import codec
+from veripo_ray import codec, plain
 from veripo_ray.errors import DataError
 from veripo_ray.records import Verdict
 from veripo_ray.verifier import bodies
@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 PlainVerdict = dict[str, Any]  # a verdict as it travels: what its `model_dump` gives
+_PLAIN = plain.checker(VerifyReply)
 VALUES_PER_ITEM = 80  # its fields and, at most, its options
 _SHAPE = 'send {"items": [{"kind": ..., "gold": ..., "response": ...}, ...]}'
 
@@ -78,23 +79,12 @@ def read_verdicts(body: bytes, expected: int) -> list[Verdict]:
 
 
 def read_plain_verdicts(body: bytes, expected: int) -> list[PlainVerdict]:
-    """As `read_verdicts`, for who puts them into a journal, whose readers check every one. Checked
-    here are what `first_error` needs and, whole, the first: a verifier of another release is found
-    out. It takes a third of the time."""
-    reply = codec.load_plain(body)
-    verdicts = reply.get("verdicts") if isinstance(reply, dict) else None
-    if not isinstance(verdicts, list) or len(reply) > 1:
-        raise _no_verdicts("it is not one key, verdicts, with an array")
-    _check_answered(verdicts, expected)
+    """As `read_verdicts` and with its errors, in half of its time, for who passes them on."""
     try:
-        for first in verdicts[:1]:
-            Verdict.model_validate(first)
-        for verdict in verdicts:
-            first_error(verdict)
+        verdicts = list(_PLAIN.validate_python(codec.load_plain(body))["verdicts"])
     except ValidationError as error:
         raise _no_verdicts(bodies.first_problem(error)) from None
-    except (KeyError, TypeError) as error:
-        raise _no_verdicts(f"one has no checks ({error})") from None
+    _check_answered(verdicts, expected)
     return verdicts
 
 

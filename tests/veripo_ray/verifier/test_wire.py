@@ -140,11 +140,18 @@ def test_a_reply_of_another_length_is_refused(read_verdicts):
         read_verdicts(body, 2)
 
 
-def test_plain_verdicts_of_which_any_has_no_checks_are_refused():
+@plain_or_not
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("name", "colour"), ("passed", "maybe"), ("value", "much"), ("reason", None), ("error", 3),
+     ("evidence", [{"start": -1, "end": 2}]), ("evidence", [{"start": 1}]), ("colour", "red")],
+)  # fmt: skip
+def test_any_verdict_that_is_not_one_is_refused(read_verdicts, name, value):
     good = verify([ITEM], Rules())[0].model_dump()
-    for bad in ({}, {"checks": 3}, {"checks": [{"name": "format"}]}, None):
-        with pytest.raises(DataError, match="no verdicts"):
-            wire.read_plain_verdicts(msgpack.packb({"verdicts": [good, bad]}), 2)
+    bad = {"checks": [*good["checks"][:-1], good["checks"][-1] | {name: value}]}
+    read_verdicts(msgpack.packb({"verdicts": [good, good]}), 2)
+    with pytest.raises(DataError, match=f"no verdicts: verdicts.1.checks.5.{name}"):
+        read_verdicts(msgpack.packb({"verdicts": [good, bad]}), 2)
 
 
 def test_the_error_of_a_plain_verdict_is_that_of_the_verdict():
